@@ -1,0 +1,14 @@
+"""The tested reference: one clear, correct answer per topic. Import the module you need; nothing is re-exported.
+
+| topic | module |
+|---|---|
+| the axis vocabulary | `refimpl.shapes` |
+| attention: naive, multi-head, GQA, cross, positions; the entry point `attention(…, impl=…)` | `refimpl.attention` |
+| softmax in three, two and one pass; merging partial results; streaming attention | `refimpl.online_softmax` |
+| FlashAttention: tiled PyTorch, Triton kernels, the simulator that counts HBM traffic | `refimpl.flash_attention` |
+| a Llama that loads real pretrained weights, tokenizer, texts | `refimpl.models` |
+| compile every kernel for sm_80 and sm_90 without a GPU | `python -m refimpl.aot` |
+| time and memory against named peers | `python -m refimpl.bench` |
+
+Every fast form is judged by a slow one in `refimpl/tests`. `_triton` decides where Triton kernels run.
+"""
