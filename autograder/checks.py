@@ -1,0 +1,225 @@
+"""Examine an answer: run the cases, compare with the oracle, check the mechanism, name the mistake.
+
+The same code runs in the student's notebook (visible seed, answer called in place) and in the judge (hidden seed,
+answer called in another process). What differs is the `Runner`, which says how an answer is called.
+"""
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from autograder.mechanism import MechanismResult
+from autograder.question import Case, Mistake, Question
+from autograder.sandbox.watch import ForbiddenCall, ForbidFunctions, WatchOperations
+from autograder.score import CaseResult, Report
+from autograder.tolerance import Comparison, Difference, alike, compare
+from autograder.tree import fresh, to_double
+
+TIMEOUTS_ALLOWED = 2  # after so many, the rest of a question's cases would only make the class wait
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call of an answer gave: a value, or an error by type, message and the answer's own line."""
+
+    value: Any = None
+    error: str = ""
+    message: str = ""
+    line: str = ""
+    milliseconds: float = 0.0
+
+    @property
+    def not_attempted(self) -> bool:
+        return self.error in ("NotImplementedError", "AnswerMissing")
+
+
+class Runner(Protocol):
+    """How an answer is called. In the notebook: in place. In the judge: in a sandboxed process."""
+
+    def call(self, question: Question, case: Case) -> Outcome:
+        """Drive the answer on a private copy of the case."""
+
+    def peak(self, question: Question, case: Case, warmup: Case) -> tuple[Outcome, int | None]:
+        """The same in a fresh process after a warm-up call, with the peak of extra memory in bytes (None: unknown)."""
+
+
+Oracle = Callable[..., Any]
+
+
+def examine(
+    question: Question,
+    runner: Runner,
+    *,
+    oracle: Oracle | None,
+    seed: int,
+    mistakes: Sequence[Mistake] = (),
+    points: float = 1.0,
+) -> Report:
+    """Run every case of `question`, then its mechanisms, and report with a diagnosis.
+
+    `oracle` is the function that `question.oracle` names (None for a question judged by property).
+    """
+    drawn = [case for _, case in question.draw(seed)]
+    outcomes, results, timeouts = [], [], 0
+    for case in drawn:
+        if timeouts >= TIMEOUTS_ALLOWED:
+            outcome = Outcome(error="NotRun", message="not run: earlier cases did not finish in time")
+        else:
+            outcome = runner.call(question, case)
+        if outcome.not_attempted:
+            return Report(question.name, points, attempted=False, note=outcome.message)
+        timeouts += outcome.error == "Timeout"
+        outcomes.append(outcome)
+        results.append(judge_case(question, oracle, case, outcome))
+    cases = merge_draws(results)
+    mechanisms = examine_mechanisms(question, runner, oracle, seed, drawn, outcomes)
+    report = Report(question.name, points, cases=cases, mechanisms=mechanisms)
+    if report.passed:
+        return report
+    known = diagnose(question, mistakes, drawn, outcomes, results, mechanisms)
+    return report.with_diagnosis(known)
+
+
+def judge_case(question: Question, oracle: Oracle | None, case: Case, outcome: Outcome) -> CaseResult:
+    """One drawn case against the oracle (or the question's own `judge`)."""
+    if outcome.error:
+        return CaseResult(case.name, False, case.weight, error_message(outcome), milliseconds=outcome.milliseconds)
+    if question.by_property:
+        problems = list(question.spec.judge(fresh(outcome.value), case.map(fresh)))
+        return CaseResult(case.name, not problems, case.weight, "; ".join(problems), milliseconds=outcome.milliseconds)
+    result = against_oracle(question, oracle, case, outcome.value)
+    return CaseResult(
+        case.name, result.ok, case.weight, summary(result), result.differences, result.error, result.bound,
+        outcome.milliseconds,
+    )  # fmt: skip
+
+
+def against_oracle(
+    question: Question, oracle: Oracle | None, case: Case, got: Any, keep: Callable[[Any], Any] = lambda value: value
+) -> Comparison:
+    """Compare with the oracle in fp64, bounded by what the oracle itself loses in the case's precision."""
+    if oracle is None:
+        raise TypeError(f"question {question.name!r} has neither an oracle nor a `judge` method")
+    truth = question.drive(oracle, case.map(lambda value: to_double(fresh(value))))
+    low = question.drive(oracle, case.map(fresh))
+    try:
+        kept = keep(got)
+    except Exception as error:  # a result of the wrong form, which `keep` could not take apart
+        wrong_form = Difference("result", "structure", f"not of the expected form ({type(error).__name__})")
+        return Comparison((wrong_form,))
+    return compare(kept, keep(truth), keep(low), question.tolerance)
+
+
+def summary(result: Comparison) -> str:
+    return "; ".join(f"{d.where}: {d.message}" for d in result.differences[:3])
+
+
+def error_message(outcome: Outcome) -> str:
+    """What went wrong inside the answer, with its own line where there is one."""
+    place = f", at `{outcome.line}`" if outcome.line else ""
+    if outcome.error == "NotRun":
+        return outcome.message
+    return f"{outcome.error}: {outcome.message}{place}"
+
+
+def merge_draws(results: Iterable[CaseResult]) -> tuple[CaseResult, ...]:
+    """One result per case name: passed only if every draw of it passed, and the first failure speaks."""
+    merged: dict[str, CaseResult] = {}
+    for result in results:
+        before = merged.get(result.name)
+        if before is None or (before.passed and not result.passed):
+            merged[result.name] = result
+    return tuple(merged.values())
+
+
+def examine_mechanisms(
+    question: Question,
+    runner: Runner,
+    oracle: Oracle | None,
+    seed: int,
+    drawn: Sequence[Case],
+    outcomes: Sequence[Outcome],
+) -> tuple[MechanismResult, ...]:
+    """How the answer works, not only what it returns. A crash on every case leaves nothing to examine."""
+    if all(outcome.error for outcome in outcomes) and not any(o.error == "ForbiddenCall" for o in outcomes):
+        return ()
+    context = Examination(question, runner, oracle, seed, drawn, outcomes)
+    return tuple(result for m in question.mechanism if (result := m.examine(context)) is not None)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a mechanism check may use."""
+
+    question: Question
+    runner: Runner
+    oracle: Oracle | None
+    seed: int
+    drawn: Sequence[Case]
+    outcomes: Sequence[Outcome]
+
+    def against_oracle(self, case: Case, got: Any, keep: Callable[[Any], Any]) -> Comparison:
+        return against_oracle(self.question, self.oracle, case, got, keep)
+
+
+def diagnose(
+    question: Question,
+    mistakes: Sequence[Mistake],
+    drawn: Sequence[Case],
+    outcomes: Sequence[Outcome],
+    results: Sequence[CaseResult],
+    mechanisms: Sequence[MechanismResult],
+) -> Mistake | None:
+    """The known mistake that gives what this answer gave, on every case; else the one that trips the same mechanism."""
+    if not all(result.passed for result in results):
+        ran = [(case, outcome) for case, outcome in zip(drawn, outcomes, strict=True) if outcome.error != "NotRun"]
+        return next((m for m in mistakes if not m.fails and behaves_like(question, m, ran)), None) or by_mechanism(
+            mistakes, mechanisms
+        )
+    return by_mechanism(mistakes, mechanisms)
+
+
+def by_mechanism(mistakes: Sequence[Mistake], mechanisms: Sequence[MechanismResult]) -> Mistake | None:
+    """The mistake whose `fails` is the most specific match for a failed mechanism."""
+    failed = " ".join(f"{m.name} {m.message}" for m in mechanisms if not m.passed)
+    matching = [m for m in mistakes if m.fails and m.fails in failed]
+    return max(matching, key=lambda m: len(m.fails), default=None)
+
+
+def behaves_like(question: Question, known: Mistake, ran: Iterable[tuple[Case, Outcome]]) -> bool:
+    """Whether `known` gives the same result, or the same type of error, on every case."""
+    for case, outcome in ran:
+        theirs = call_in_place(question, known.answer, case)
+        if outcome.error != theirs.error or (not outcome.error and not alike(outcome.value, theirs.value)):
+            return False
+    return True
+
+
+def call_in_place(question: Question, answer: Callable[..., Any], case: Case) -> Outcome:
+    """Drive `answer` in this process on a private copy of the case, under the question's rules."""
+    private = hand_over(question, case)
+    start = time.perf_counter()
+    try:
+        with ForbidFunctions(question.forbidden), WatchOperations(question.forbidden):
+            value = question.drive(answer, private)
+    except ForbiddenCall as error:
+        return Outcome(error="ForbiddenCall", message=str(error))
+    except Exception as error:
+        return Outcome(error=type(error).__name__, message=str(error)[:500], line=last_line(error))
+    return Outcome(value, milliseconds=1000 * (time.perf_counter() - start))
+
+
+def hand_over(question: Question, case: Case) -> Case:
+    """A private copy of the case; arguments to be read once become iterators that run dry."""
+    private = case.map(fresh)
+    args = [iter(arg) if i in question.read_once else arg for i, arg in enumerate(private.args)]
+    return private.replace(*args) if args else private
+
+
+def last_line(error: BaseException) -> str:
+    """The innermost source line that belongs to a notebook cell or a lab, for the message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and "/autograder/" not in f.filename]
+    return (own[-1].line or "").strip() if own else ""

@@ -1,0 +1,153 @@
+"""How an answer works, not only what it returns.
+
+A right number by the wrong route is a wrong answer: untiled attention behind a tiled signature, a window that is
+only masked. Each check here changes something the right method can not notice, or measures from outside what it
+must not need.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from autograder.question import Case
+from autograder.tree import tensors
+
+if TYPE_CHECKING:
+    from autograder.checks import Examination
+
+MEBIBYTE = 2**20
+NOISE_BYTES = 8 * MEBIBYTE  # below this, growth is the allocator's, not the method's
+
+
+@dataclass(frozen=True)
+class MechanismResult:
+    """What one mechanism check found; a failed one costs the share `costs` of the question's points."""
+
+    name: str
+    passed: bool
+    message: str
+    costs: float = 1.0
+
+
+class Mechanism(Protocol):
+    """A check that sees how the answer works. Returns None where it has nothing to say."""
+
+    def examine(self, exam: "Examination") -> MechanismResult | None: ...
+
+
+class Forbids:
+    """The answer may not call operations whose name contains one of `names`."""
+
+    def __init__(self, *names: str, costs: float = 1.0) -> None:
+        self.names, self.costs = names, costs
+
+    def examine(self, exam: "Examination") -> MechanismResult:
+        calls = [outcome.message for outcome in exam.outcomes if outcome.error == "ForbiddenCall"]
+        ruled_out = ", ".join(f"`{name}`" for name in self.names)
+        message = calls[0] if calls else f"no call of {ruled_out}"
+        return MechanismResult("Forbids", not calls, message, self.costs)
+
+
+class ReadOnce:
+    """Positional argument `index` is an iterator: a second pass over it finds nothing left."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def examine(self, exam: "Examination") -> None:
+        return None  # enforced in the call itself; wrong numbers tell
+
+
+class MemorySlope:
+    """Peak extra memory must not grow faster than n ** order, measured over `grow(rng, n)` for n in `sizes`."""
+
+    def __init__(self, order: int = 1, sizes: tuple[int, ...] = (1024, 2048, 4096), costs: float = 1.0) -> None:
+        self.order, self.sizes, self.costs = order, sizes, costs
+
+    def examine(self, exam: "Examination") -> MechanismResult:
+        peaks = []
+        for size in self.sizes:
+            case = exam.question.grow(exam.seed, size)
+            outcome, peak = exam.runner.peak(exam.question, case, exam.question.grow(exam.seed, 64))
+            if outcome.error:
+                return self.result(False, f"at size {size:,}: {outcome.error}: {outcome.message}")
+            if peak is None:
+                return self.result(False, "peak memory can not be measured on this machine (needs Linux)")
+            peaks.append(peak)
+        return self.verdict(peaks, input_bytes(case))
+
+    def verdict(self, peaks: list[int], inputs: int) -> MechanismResult:
+        """The growth between the two largest sizes, on log axes, unless all of it drowns in noise."""
+        grown = math.log(max(peaks[-1], 1) / max(peaks[-2], 1)) / math.log(self.sizes[-1] / self.sizes[-2])
+        passed = peaks[-1] <= NOISE_BYTES + 4 * inputs or grown <= self.order + 0.5
+        measured = ", ".join(f"{n:,}: {p / MEBIBYTE:.1f} MiB" for n, p in zip(self.sizes, peaks, strict=True))
+        limit = "linearly" if self.order == 1 else f"as n^{self.order}"
+        verb = "grows" if passed else "should grow"
+        message = f"peak extra memory {verb} at most {limit} with n ({measured})"
+        return self.result(passed, message if passed else f"{message}: it grows as n^{grown:.1f}")
+
+    def result(self, passed: bool, message: str) -> MechanismResult:
+        return MechanismResult("MemorySlope", passed, message, self.costs)
+
+
+class PoisonOutside:
+    """Data that the method must never read is replaced by NaN; what `keep` selects of the result must not change.
+
+    `spoil(case)` gives (poisoned case, keep), or None where a case has nothing to poison.
+    """
+
+    def __init__(
+        self, spoil: Callable[[Case], tuple[Case, Callable[[Any], Any]] | None], what: str = "", costs: float = 1.0
+    ) -> None:
+        self.spoil, self.what, self.costs = spoil, what or "data the method must never read", costs
+
+    def examine(self, exam: "Examination") -> MechanismResult:
+        tried = 0
+        for case in exam.drawn:
+            spoiled = self.spoil(case)
+            if spoiled is None:
+                continue
+            tried += 1
+            poisoned, keep = spoiled
+            outcome = exam.runner.call(exam.question, poisoned)
+            if outcome.error or not exam.against_oracle(case, outcome.value, keep).ok:
+                reached = f"{self.what} was replaced by NaN, and the result changed (case “{case.name}”)"
+                return MechanismResult("PoisonOutside", False, reached, self.costs)
+        if not tried:
+            raise ValueError(f"question {exam.question.name!r}: PoisonOutside found no case to poison")
+        return MechanismResult("PoisonOutside", True, f"{self.what} is never read", self.costs)
+
+
+class Counterfactual:
+    """Change each case by `change`; `expect(before, after, case)` yields what is wrong with the two results."""
+
+    def __init__(
+        self,
+        name: str,
+        change: Callable[[Case], Case | None],
+        expect: Callable[[Any, Any, Case], Iterable[str]],
+        costs: float = 1.0,
+    ) -> None:
+        self.name, self.change, self.expect, self.costs = name, change, expect, costs
+
+    def examine(self, exam: "Examination") -> MechanismResult:
+        for case, before in zip(exam.drawn, exam.outcomes, strict=True):
+            changed = self.change(case)
+            if changed is None or before.error:
+                continue
+            after = exam.runner.call(exam.question, changed)
+            problems = [f"{after.error}: {after.message}"] if after.error else self.problems(before, after, case)
+            if problems:
+                return MechanismResult(self.name, False, f"{problems[0]} (case “{case.name}”)", self.costs)
+        return MechanismResult(self.name, True, "holds", self.costs)
+
+    def problems(self, before: Any, after: Any, case: Case) -> list[str]:
+        try:
+            return list(self.expect(before.value, after.value, case))
+        except Exception as error:
+            return [f"the result is not of the expected form ({type(error).__name__})"]
+
+
+def input_bytes(case: Case) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors((case.args, case.kwargs)))

@@ -1,0 +1,149 @@
+"""What a question is: cases drawn from a seed, an oracle known by name, mechanisms to check, known mistakes.
+
+A lab's `checks.py` declares questions, its `mistakes.py` declares wrong answers with their diagnosis. Both import
+only this package (and torch, numpy): the oracle is a name, resolved by whoever is trusted to hold it.
+"""
+
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from autograder.tolerance import Tolerance
+
+if TYPE_CHECKING:
+    from autograder.mechanism import Mechanism
+
+DRAWS = 2  # each case is drawn this often with other numbers, so a replayed result never earns
+
+
+class Case:
+    """One input of a question: `Case("odd sizes", q, k, causal=True, weight=2)`."""
+
+    def __init__(self, name: str, *args: Any, weight: float = 1, **kwargs: Any) -> None:
+        self.name, self.args, self.kwargs, self.weight = name, args, kwargs, weight
+
+    def replace(self, *args: Any, **kwargs: Any) -> "Case":
+        """The same case with other arguments: positional ones all at once, keyword ones by name."""
+        return Case(self.name, *(args or self.args), weight=self.weight, **{**self.kwargs, **kwargs})
+
+    def map(self, change: Callable[[Any], Any]) -> "Case":
+        """The same case with `change` applied to its whole (args, kwargs)."""
+        args, kwargs = change((self.args, self.kwargs))
+        return Case(self.name, *args, weight=self.weight, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"Case({self.name!r}, {len(self.args)} arguments)"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A plausible wrong answer. `says` is what a student who made it reads."""
+
+    question: str
+    name: str
+    says: str
+    answer: Callable[..., Any]
+    fails: str = ""  # for right numbers by the wrong route: text that the failing mechanism's report contains
+
+
+@dataclass(frozen=True)
+class Question:
+    """One graded question, as its class in `checks.py` declares it."""
+
+    name: str
+    answer: str  # the name the student defines
+    oracle: str | None  # "package.module:function", or "reference:function" in the lab's own folder
+    spec: Any = field(repr=False)  # an instance of the declaring class
+
+    @property
+    def text(self) -> str:
+        return inspect.cleandoc(self.spec.__doc__ or "")
+
+    @property
+    def mechanism(self) -> Sequence["Mechanism"]:
+        return getattr(self.spec, "mechanism", ())
+
+    @property
+    def tolerance(self) -> Tolerance:
+        return getattr(self.spec, "tolerance", None) or Tolerance()
+
+    @property
+    def forbidden(self) -> tuple[str, ...]:
+        """Parts of operation names that the answer may not call."""
+        return tuple(name for m in self.mechanism for name in getattr(m, "names", ()))
+
+    @property
+    def read_once(self) -> tuple[int, ...]:
+        """Positions of arguments that are handed over as one-shot iterators."""
+        return tuple(m.index for m in self.mechanism if hasattr(m, "index"))
+
+    @property
+    def library(self) -> str | None:
+        return getattr(self.spec, "library", None)
+
+    @property
+    def equivalent(self) -> dict[str, str]:
+        return getattr(self.spec, "equivalent", {})
+
+    @property
+    def by_property(self) -> bool:
+        """Whether results are judged by `judge(got, case)` in place of an oracle."""
+        return hasattr(self.spec, "judge")
+
+    def draw(self, seed: int, draws: int = DRAWS) -> Iterator[tuple[int, Case]]:
+        """(draw number, case) for every case, `draws` times over with other numbers."""
+        for number in range(draws):
+            for case in self.spec.cases(generator(seed, self.name, number)):
+                yield number, case
+
+    def grow(self, seed: int, size: int) -> Case:
+        """The case at `size`, for measuring how memory grows."""
+        return self.spec.grow(generator(seed, self.name, size), size)
+
+    def drive(self, answer: Callable[..., Any], case: Case) -> Any:
+        """Turn an answer into plain data; by default, call it."""
+        if hasattr(self.spec, "drive"):
+            return self.spec.drive(answer, case)
+        return answer(*case.args, **case.kwargs)
+
+    @property
+    def drive_source(self) -> str | None:
+        """The text of `drive` as a function of (answer, case), for a process that may not hold this file."""
+        drive = getattr(type(self.spec), "drive", None)
+        return textwrap.dedent(inspect.getsource(drive)) if drive else None
+
+
+def question(name: str, *, oracle: str | None = None, answer: str | None = None) -> Callable[[type], type]:
+    """Declare the class below as the question `name`; see CONTRIBUTING for what the class holds."""
+
+    def declare(spec: type) -> type:
+        for needed in ("cases",) if oracle else ("cases", "judge"):
+            if not hasattr(spec, needed):
+                raise TypeError(f"question {name!r} ({spec.__name__}) has no method `{needed}`")
+        spec.__question__ = Question(name, answer or name, oracle, spec())  # type: ignore[attr-defined]
+        return spec
+
+    return declare
+
+
+def mistake(question: str, *, says: str, fails: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare the function below as a wrong answer to `question`, and what to tell who wrote it."""
+
+    def declare(answer: Callable[..., Any]) -> Callable[..., Any]:
+        # A list, since one wrong function may answer two questions.
+        known = answer.__dict__.setdefault("__mistakes__", [])
+        known.append(Mistake(question, answer.__name__, inspect.cleandoc(says), answer, fails))
+        return answer
+
+    return declare
+
+
+def generator(seed: int, *parts: object) -> torch.Generator:
+    """A torch generator that depends on all of the parts, so that questions and draws do not share numbers."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *parts))).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
