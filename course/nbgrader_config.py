@@ -1,0 +1,59 @@
+"""nbgrader's options for this course, the one place where they live.
+
+nbgrader reads this file when it runs in `course/`; `course.notebooks` reads it to build the student versions, so both
+make the same bytes. The steps are named by import strings: reading the file imports nothing of ours.
+"""
+
+import tomllib
+from pathlib import Path
+
+c = get_config()  # type: ignore[name-defined]  # traitlets puts it there
+
+COURSE = Path(__file__).resolve().parent
+SETTINGS_FILE = COURSE / "course.toml"
+SETTINGS = tomllib.loads(SETTINGS_FILE.read_text(encoding="utf-8")) if SETTINGS_FILE.is_file() else {}
+
+# nbgrader warns on every command when the root is relative.
+c.CourseDirectory.root = str(COURSE)
+c.CourseDirectory.course_id = SETTINGS.get("course_id", "efficient-llm")
+# Files that never travel, even when someone puts them beside a notebook.
+c.CourseDirectory.ignore = [".ipynb_checkpoints", "*.pyc", "__pycache__", "feedback", "*.py", "*.toml", "*.md"]
+c.Exchange.root = str((COURSE / SETTINGS.get("exchange", "exchange")).resolve())
+c.Exchange.timezone = "UTC"
+
+# Release. `course.notebooks` runs the same list without SaveCells, which writes to the gradebook.
+c.GenerateAssignment.preprocessors = [
+    "nbgrader.preprocessors.IncludeHeaderFooter",
+    "nbgrader.preprocessors.LockCells",
+    "course.notebooks.release.NameStubs",
+    "nbgrader.preprocessors.ClearOutput",
+    "nbgrader.preprocessors.CheckCellMetadata",
+    "nbgrader.preprocessors.ComputeChecksums",
+    "nbgrader.preprocessors.SaveCells",
+    "nbgrader.preprocessors.ClearHiddenTests",
+    "nbgrader.preprocessors.ClearMarkScheme",
+    "nbgrader.preprocessors.ComputeChecksums",  # again: the step before may have changed a cell
+    "nbgrader.preprocessors.CheckCellMetadata",
+]
+c.ClearSolutions.code_stub = {"python": 'raise NotImplementedError("{question}")'}
+c.ClearSolutions.text_stub = "YOUR ANSWER HERE"
+
+# Grading: the verdict was computed outside the student's process; JudgeCells puts it where nbgrader looks for grades.
+c.Autograde.autograde_preprocessors = [
+    "autograder.nbgrader.JudgeCells",
+    "nbgrader.preprocessors.IgnorePattern",
+    "nbconvert.preprocessors.ClearMetadataPreprocessor",
+    "nbgrader.preprocessors.LimitOutput",
+    "nbgrader.preprocessors.SaveAutoGrades",
+    "nbgrader.preprocessors.AssignLatePenalties",
+    "nbgrader.preprocessors.CheckCellMetadata",
+]
+c.OverwriteCells.add_missing_cells = True  # a student who deletes a graded cell gets it back, with no points
+c.Execute.timeout = 120  # the Validate button runs a whole notebook cell by cell
+
+# Feedback: nothing a student printed reaches a page that staff open before it is made harmless.
+c.GenerateFeedback.preprocessors = [
+    "autograder.nbgrader.SanitizeOutputs",
+    "nbgrader.preprocessors.GetGrades",
+    "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
+]

@@ -1,0 +1,106 @@
+"""What a student must not receive: solutions, hidden tests, prepared mistakes, staff notes, other files.
+
+The scan reads the student's notebook against everything in the lab's folder that stays behind. It does not trust the
+steps that removed the solutions; it looks for their lines.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from nbformat.notebooknode import NotebookNode
+
+from course.notebooks.build import REGION, build, role
+from course.notebooks.release import release_files
+from course.notebooks.sources import Problem, Source
+
+MARKERS = ("BEGIN SOLUTION", "END SOLUTION", "BEGIN HIDDEN TESTS", "END HIDDEN TESTS", "MARK SCHEME")
+SHORTEST_LINE = 12  # characters; a shorter line says nothing about the solution
+SHORTEST_SENTENCE = 40  # characters of staff text; a shorter one may be anybody's
+# Lines that any program has: they carry no idea.
+COMMON_LINE = re.compile(r"(import|from)\s.*|return [\w, ]+|for \w+ in range\([^()]*\):|with torch\.no_grad\(\):")
+
+
+def leaks(source: Source, student: NotebookNode) -> list[Problem]:
+    """Everything in the student's notebook that belongs to staff."""
+    found = [*_markers(student), *_solution_lines(source, student), *_staff_text(source, student)]
+    return [Problem(str(source.shown), *finding) for finding in found]
+
+
+def folder_leaks(source: Source, folder: Path) -> list[Problem]:
+    """Every file in a release folder that is neither the notebook nor a declared data file."""
+    allowed = set(release_files(source))
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    fix = "Remove it. A data file that students need is named in `data` of lab.toml."
+    return [Problem(str(folder), None, f"a release holds {name}", fix) for name in found if name not in allowed]
+
+
+def solution_lines(source: Source) -> dict[str, set[str]]:
+    """Question name -> the lines inside its solution regions that do not also stand in its stub."""
+    lines: dict[str, set[str]] = {}
+    for cell in build(source).cells:
+        kind, name = role(cell)
+        if kind in ("question", "written"):
+            inside = {line for region in REGION.findall(cell.source) for line in _code_lines(region)}
+            lines[name] = inside - set(_code_lines(REGION.sub("", cell.source))) - set(source.given)
+    return lines
+
+
+def _code_lines(text: str) -> Iterator[str]:
+    """Lines without indentation and without a trailing comment, long enough to mean something."""
+    for line in text.splitlines():
+        code = line.strip().partition("  #")[0].rstrip()
+        if len(code) >= SHORTEST_LINE and not COMMON_LINE.fullmatch(code):
+            yield code
+
+
+def _markers(student: NotebookNode) -> Iterator[tuple[int, str, str]]:
+    for number, cell in enumerate(student.cells, start=1):
+        for marker in MARKERS:
+            if marker in cell.source:
+                yield number, f"{marker} is still there", "Mark the cell as question, written or check, or remove it."
+        if cell.get("outputs"):
+            yield number, "outputs in a student's notebook", "Build it again; a release has none."
+
+
+def _solution_lines(source: Source, student: NotebookNode) -> Iterator[tuple[int, str, str]]:
+    secrets = solution_lines(source)
+    fix = "Reword it. If the line is given on purpose, add it to `given` of lab.toml."
+    for number, cell in enumerate(student.cells, start=1):
+        for name, lines in secrets.items():
+            for line in sorted(line for line in lines if line in cell.source):
+                yield number, f"a line of the solution of `{name}`: {line}", fix
+
+
+def _staff_text(source: Source, student: NotebookNode) -> Iterator[tuple[int, str, str]]:
+    cells = [(number, _plain(cell.source)) for number, cell in enumerate(student.cells, start=1)]
+    for file in ("mistakes.py", "staff.md"):
+        path = source.folder / file
+        for secret in sorted(_secrets(path)) if path.is_file() else ():
+            for number, text in cells:
+                if secret in text:
+                    yield number, f'text of {file}: "{secret[:60]}"', "It stays with staff; say it another way."
+
+
+def _secrets(path: Path) -> set[str]:
+    """Names and diagnoses of mistakes.py; sentences of staff.md outside headings and quotations of the task."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        prose = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith((">", "#", "|")))
+        return set(_sentences(prose))
+    secrets: set[str] = set()
+    for function in (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)):
+        for call in (node for node in function.decorator_list if isinstance(node, ast.Call)):
+            secrets |= {function.name} if len(function.name) >= SHORTEST_LINE else set()
+            says = [keyword.value for keyword in call.keywords if keyword.arg == "says"]
+            secrets |= {s for value in says if isinstance(value, ast.Constant) for s in _sentences(str(value.value))}
+    return secrets
+
+
+def _sentences(text: str) -> Iterator[str]:
+    return (part for part in re.split(r"(?<=[.?!])\s+", _plain(text)) if len(part) >= SHORTEST_SENTENCE)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
