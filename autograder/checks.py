@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from autograder.mechanism import MechanismResult
+from autograder.mechanism import Forbids, MechanismResult
 from autograder.question import Case, Mistake, Question
 from autograder.sandbox.watch import ForbiddenCall, ForbidFunctions, WatchOperations
 from autograder.score import CaseResult, Report
@@ -69,12 +69,13 @@ def examine(
         else:
             outcome = runner.call(question, case)
         if outcome.not_attempted:
-            return Report(question.name, points, attempted=False, note=outcome.message)
+            note = outcome.message if outcome.error == "AnswerMissing" else ""
+            return Report(question.name, points, attempted=False, note=note)
         timeouts += outcome.error == "Timeout"
         outcomes.append(outcome)
         results.append(judge_case(question, oracle, case, outcome))
     cases = merge_draws(results)
-    mechanisms = examine_mechanisms(question, runner, oracle, seed, drawn, outcomes)
+    mechanisms = examine_mechanisms(question, runner, oracle, seed, drawn, outcomes, cases[0].passed)
     report = Report(question.name, points, cases=cases, mechanisms=mechanisms)
     if report.passed:
         return report
@@ -141,12 +142,12 @@ def examine_mechanisms(
     seed: int,
     drawn: Sequence[Case],
     outcomes: Sequence[Outcome],
+    plain_passed: bool,
 ) -> tuple[MechanismResult, ...]:
-    """How the answer works, not only what it returns. A crash on every case leaves nothing to examine."""
-    if all(outcome.error for outcome in outcomes) and not any(o.error == "ForbiddenCall" for o in outcomes):
-        return ()
+    """How the answer works, not only what it returns. Of an answer that fails the plain case, only what it called."""
     context = Examination(question, runner, oracle, seed, drawn, outcomes)
-    return tuple(result for m in question.mechanism if (result := m.examine(context)) is not None)
+    worth = [m for m in question.mechanism if plain_passed or isinstance(m, Forbids)]
+    return tuple(result for mechanism in worth if (result := mechanism.examine(context)) is not None)
 
 
 @dataclass(frozen=True)

@@ -111,12 +111,14 @@ class _Checker:
             return self.add(where, "structure", f"{describe(got)}, expected {describe(want)}")
         for i, (g, w, lo) in enumerate(zip(got, want, low, strict=True)):
             self.visit(f"{where}[{i}]", g, w, lo)
+        return None
 
     def visit_dict(self, where: str, got: Any, want: Any, low: Any) -> None:
         if not isinstance(got, dict) or got.keys() != want.keys():
             return self.add(where, "structure", f"{describe(got)}, expected {describe(want)}")
         for key in want:
             self.visit(f"{where}[{key!r}]", got[key], want[key], low[key])
+        return None
 
     def visit_number(self, where: str, got: Any, want: float, low: Any) -> None:
         if isinstance(got, torch.Tensor) and got.numel() == 1:
@@ -124,6 +126,7 @@ class _Checker:
         if isinstance(got, bool) or not isinstance(got, int | float):
             return self.add(where, "type", f"{describe(got)}, expected a number")
         self.visit_tensor(where, torch.tensor(float(got)).double(), torch.tensor(want).double(), torch.tensor(low))
+        return None
 
     def visit_tensor(self, where: str, got: Any, want: torch.Tensor, low: Any) -> None:
         # Exactly torch.Tensor: a subclass could answer "equal" to every comparison.

@@ -1,0 +1,187 @@
+"""The student's side: open a lab in a notebook, check answers, read hints, see where one stands."""
+
+import html
+import importlib.util
+import os
+import platform
+import sys
+import zlib
+from typing import Any
+
+from autograder import feedback
+from autograder.checks import Outcome, call_in_place, examine, hand_over
+from autograder.labs import Lab, LabError, close_names, find_lab
+from autograder.question import Case, Question
+from autograder.sandbox.watch import ForbiddenCall, ForbidFunctions, WatchOperations
+from autograder.score import Report
+from autograder.tree import tensors
+
+
+class CheckFailed(AssertionError):
+    """A check did not pass. Raised on purpose: a plain grader that runs the cell gives no points then either."""
+
+    def _render_traceback_(self) -> list[str]:
+        """In a notebook, one line in place of our stack."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class NotCheckedHere(CheckFailed):
+    """This machine lacks what the question needs; the grader's machine has it."""
+
+
+class Shown:
+    """Something to display: HTML in a notebook, plain text everywhere else."""
+
+    def __init__(self, text: str, html_text: str) -> None:
+        self.text, self.html = text, html_text
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": self.text, "text/html": self.html}
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class AnswerInPlace:
+    """Calls an answer in the notebook's own process (a `Runner` of autograder.checks)."""
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self.namespace = namespace
+
+    def call(self, question: Question, case: Case) -> Outcome:
+        answer = self.namespace.get(question.answer)
+        if answer is None:
+            return Outcome(error="AnswerMissing", message=missing(question.answer, self.namespace))
+        return call_in_place(question, answer, case)
+
+    def peak(self, question: Question, case: Case, warmup: Case) -> tuple[Outcome, int | None]:
+        """Here: the bytes of the largest tensor made, a stand-in that explains. The judge measures the process."""
+        private = hand_over(question, case)
+        given = max((t.untyped_storage().nbytes() for t in tensors((private.args, private.kwargs))), default=0)
+        with ForbidFunctions(question.forbidden), WatchOperations(question.forbidden) as watch:
+            try:
+                question.drive(self.namespace[question.answer], private)
+            except (Exception, ForbiddenCall) as error:
+                return Outcome(error=type(error).__name__, message=str(error)[:500]), None
+        return Outcome(), max(watch.largest_bytes, given)
+
+
+class StudentLab:
+    """A lab opened in a notebook: `check`, `hint`, `solution`, `status`."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._reports: dict[str, Report] = {}
+
+    def check(self, name: str) -> None:
+        """Check the answer `name` on the visible cases; shows a report, and raises CheckFailed unless it passed."""
+        info = self._info(name)
+        if info.written:
+            show(
+                Shown(
+                    f"{name}: a person reads this answer.", f"<i>{html.escape(name)}: a person reads this answer.</i>"
+                )
+            )
+            return
+        if lacking := [need for need in info.needs if importlib.util.find_spec(need) is None]:
+            raise NotCheckedHere(not_here(name, lacking))
+        question = self._lab.checks[name]
+        # The caller's namespace: the notebook's cells, whatever runs them.
+        runner = AnswerInPlace(sys._getframe(1).f_globals)
+        report = examine(
+            question,
+            runner,
+            oracle=self._lab.oracle(question),
+            seed=visible_seed(self._lab.slug),
+            mistakes=self._lab.mistakes(name),
+            points=info.points,
+        )
+        self._reports[name] = report
+        show(Shown(feedback.as_text(report), feedback.as_html(report)))
+        if not report.passed:
+            raise CheckFailed(f"{name}: {report.status}. The report above says why.")
+
+    def hint(self, name: str) -> Shown:
+        """The hint ladder of a question, folded."""
+        self._info(name)
+        text = self._lab.hints(name)
+        return Shown(text, f"<div>{text}</div>")
+
+    def solution(self, name: str) -> Shown:
+        """A worked solution, to read once your own has passed."""
+        self._info(name)
+        report = self._reports.get(name)
+        if report is None or not report.passed:
+            raise CheckFailed(f'first pass lab.check("{name}") in this session; then compare your way with ours')
+        source = self._lab.solution(name)
+        return Shown(source, f"<pre><code>{html.escape(source)}</code></pre>")
+
+    def status(self) -> Shown:
+        """Points so far, by the visible cases of this session."""
+        rows = [self._row(name) for name in self._lab.questions]
+        total = sum(report.earned for report in self._reports.values())
+        possible = sum(info.points for info in self._lab.questions.values())
+        head = f"{self._lab.title}: {total:g} of {possible:g} points on the visible cases, this session"
+        text = "\n".join([head, *(f"  {name:24} {state:20} {points}" for name, state, points in rows)])
+        cells = "".join(
+            f"<tr><td><code>{html.escape(name)}</code></td><td>{state}</td><td>{points}</td></tr>"
+            for name, state, points in rows
+        )
+        table = f"<table><caption>{html.escape(head)}</caption><tr><th>question</th><th>state</th><th>points</th></tr>"
+        return Shown(text, f"{table}{cells}</table>")
+
+    def _row(self, name: str) -> tuple[str, str, str]:
+        info = self._lab.questions[name]
+        if info.written:
+            return name, "read by a person", f"– of {info.points:g}"
+        report = self._reports.get(name)
+        if report is None:
+            return name, "not checked yet", f"0 of {info.points:g}"
+        return name, report.status, f"{report.earned:g} of {info.points:g}"
+
+    def _info(self, name: str) -> Any:
+        if name not in self._lab.questions:
+            known = ", ".join(self._lab.questions)
+            raise LabError(
+                f"{self._lab.slug} has no question {name!r}; it has {known}.{close_names(name, self._lab.questions)}"
+            )
+        return self._lab.questions[name]
+
+
+def open_lab(slug: str) -> StudentLab:
+    """Open a lab; the first call of every lab notebook.
+
+    Without a GPU it also switches Triton to its interpreter, which works only before `triton` is first imported.
+    """
+    import torch
+
+    if not torch.cuda.is_available() and "triton" not in sys.modules:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    return StudentLab(find_lab(slug))
+
+
+def visible_seed(slug: str) -> int:
+    """The seed of the cases that students see: public, fixed, different from lab to lab."""
+    return zlib.crc32(slug.encode())
+
+
+def show(shown: Shown) -> None:
+    """Display in IPython, print elsewhere."""
+    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
+        from IPython.display import display
+
+        display(shown)
+    else:
+        print(shown.text)
+
+
+def missing(answer: str, namespace: dict[str, Any]) -> str:
+    near = close_names(answer, [name for name, value in namespace.items() if callable(value)])
+    return f"there is no `{answer}` in this notebook: run the cell that defines it.{near}"
+
+
+def not_here(name: str, lacking: list[str]) -> str:
+    return (
+        f"{name}: not checked here: needs {', '.join(lacking)}, which {platform.system()} on this machine lacks. "
+        "It is graded where that is installed (Triton's wheels exist for Linux); your answer counts there."
+    )
