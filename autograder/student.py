@@ -30,13 +30,13 @@ class NotCheckedHere(CheckFailed):
 
 
 class Shown:
-    """Something to display: HTML in a notebook, plain text everywhere else."""
+    """Something to display: rich (HTML or Markdown) in a notebook, plain text everywhere else."""
 
-    def __init__(self, text: str, html_text: str) -> None:
-        self.text, self.html = text, html_text
+    def __init__(self, text: str, rich: str, mime: str = "text/html") -> None:
+        self.text, self.rich, self.mime = text, rich, mime
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/plain": self.text, "text/html": self.html}
+        return {"text/plain": self.text, self.mime: self.rich}
 
     def __repr__(self) -> str:
         return self.text
@@ -77,11 +77,8 @@ class StudentLab:
         """Check the answer `name` on the visible cases; shows a report, and raises CheckFailed unless it passed."""
         info = self._info(name)
         if info.written:
-            show(
-                Shown(
-                    f"{name}: a person reads this answer.", f"<i>{html.escape(name)}: a person reads this answer.</i>"
-                )
-            )
+            text = f"{name}: a person reads this answer."
+            show(Shown(text, f"<i>{text}</i>"))
             return
         if lacking := [need for need in info.needs if importlib.util.find_spec(need) is None]:
             raise NotCheckedHere(not_here(name, lacking))
@@ -105,7 +102,7 @@ class StudentLab:
         """The hint ladder of a question, folded."""
         self._info(name)
         text = self._lab.hints(name)
-        return Shown(text, f"<div>{text}</div>")
+        return Shown(text, text, "text/markdown")
 
     def solution(self, name: str) -> Shown:
         """A worked solution, to read once your own has passed."""
@@ -114,7 +111,7 @@ class StudentLab:
         if report is None or not report.passed:
             raise CheckFailed(f'first pass lab.check("{name}") in this session; then compare your way with ours')
         source = self._lab.solution(name)
-        return Shown(source, f"<pre><code>{html.escape(source)}</code></pre>")
+        return Shown(source, f"```python\n{source}\n```", "text/markdown")
 
     def status(self) -> Shown:
         """Points so far, by the visible cases of this session."""

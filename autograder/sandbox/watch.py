@@ -17,7 +17,7 @@ class ForbiddenCall(RuntimeError):
 
 
 class ForbidFunctions(TorchFunctionMode):
-    """Refuse public torch functions and methods whose name contains one of `names`, softmax(x) and x.softmax() alike."""
+    """Refuse public torch functions and methods whose name contains one of `names`: softmax(x), x.softmax()."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
