@@ -75,9 +75,9 @@ def _cell(source: Source, number: int, cell: NotebookNode) -> NotebookNode:
 
 
 def _metadata(source: Source, where: str, cell_type: str, options: dict[str, Any], role_: str) -> dict[str, Any]:
-    tags = list(options.get("tags", []))
+    tags = list(dict.fromkeys(options.get("tags", [])))
     if not role_:
-        if source.is_lab and cell_type == "code" and "setup" not in tags:
+        if source.is_lab and cell_type == "code" and not {"setup", "explore"} & set(tags):
             tags.append("explore")
         return {"tags": tags} if tags else {}
     question = _question(source, where, options[role_], written=role_ == "written")
@@ -88,7 +88,8 @@ def _metadata(source: Source, where: str, cell_type: str, options: dict[str, Any
         )
     if role_ == "hints":
         return {"hints": question.name, **({"tags": tags} if tags else {})}
-    tags = [*tags, TAGS[role_]] if role_ in TAGS else tags
+    if role_ in TAGS and TAGS[role_] not in tags:
+        tags.append(TAGS[role_])
     return {"nbgrader": _nbgrader(role_, question), **({"tags": tags} if tags else {})}
 
 

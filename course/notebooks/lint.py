@@ -134,15 +134,15 @@ def pictures_have_alt_text(draft: Draft) -> Iterator[Finding]:
 
 def prose_comes_in_short_blocks(draft: Draft) -> Iterator[Finding]:
     """At most 180 words between two code cells; a written answer is a pause too."""
-    limit, total, start, seen_code = LIMITS["words between two code cells"], 0, 0, False
+    limit, total, start, seen_pause = LIMITS["words between two code cells"], 0, 0, False
     for number, cell in enumerate(draft.cells, start=1):
-        if cell.cell_type == "code" or role(cell)[0] == "written":
-            if seen_code and total > limit:
-                fix = "Cut it, or let a cell compute something in between."
-                yield start, f"{total} words between two code cells (limit {limit})", fix
-            total, start, seen_code = 0, 0, True
         if cell.cell_type == "markdown":
             total, start = total + words(cell.source), start or number
+        if cell.cell_type == "code" or role(cell)[0] == "written":
+            if seen_pause and total > limit:
+                fix = "Cut it, or let a cell compute something in between."
+                yield start, f"{total} words between two code cells (limit {limit})", fix
+            total, start, seen_pause = 0, 0, True
 
 
 def notebook_is_short(draft: Draft) -> Iterator[Finding]:
@@ -210,7 +210,8 @@ def _heads(draft: Draft) -> Iterator[Finding]:
     for name, question in draft.source.questions.items():
         number, _ = draft.of_role("written" if question.written else "question").get(name, (0, None))
         above = [text for cell, _, text in headings(draft) if cell <= number]
-        if number and not (above and above[-1].endswith(question.head)):
+        # A remark may follow the dots: (4 points, 10 minutes, ●●○, written).
+        if number and not (above and re.search(re.escape(question.head[:-1]) + r"(, [^()]*)?\)$", above[-1])):
             fix = "A student plans with these numbers; copy them from lab.toml."
             yield number, f"the heading above `{name}` does not end in {question.head}", fix
 

@@ -65,7 +65,6 @@ class Source:
     questions: Mapping[str, Question] = field(default_factory=dict)
     imports: tuple[str, ...] = ()  # what setup and solution cells may import beyond the usual
     data: tuple[str, ...] = ()  # files of the lab's folder that travel with the notebook
-    given: tuple[str, ...] = ()  # solution lines that the notebook shows elsewhere on purpose
 
     @property
     def is_lab(self) -> bool:
@@ -131,7 +130,7 @@ def _settings(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise NotebookError(f"{shown(path)}: not valid TOML: {error}.") from None
     questions = {name: _question(path, name, row) for name, row in table.get("questions", {}).items()}
-    lists = {key: _strings(path, key, table.get(key, [])) for key in ("imports", "data", "given")}
+    lists = {key: _strings(path, key, table.get(key, [])) for key in ("imports", "data")}
     return {"title": table.get("title", ""), "minutes": table.get("minutes", 0), "questions": questions, **lists}
 
 
