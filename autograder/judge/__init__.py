@@ -1,0 +1,1 @@
+"""Trusted: draws hidden cases, asks the oracle, compares, and writes signed verdicts."""

@@ -1,0 +1,280 @@
+"""Talk to runners from the trusted side: boot a zygote, run a notebook's cells, call its answers.
+
+A `Notebook` is the cells of one submission and what went wrong in them; a `Session` is one fresh runner that
+has executed those cells. Whatever the runner does, a call comes back as an `Outcome` before its deadline.
+"""
+
+import array
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from autograder.sandbox import wire
+
+SANDBOX = Path(wire.__file__).resolve().parent
+BOOT_SECONDS = 120.0
+SPAWN_SECONDS = 30.0
+CELL_SECONDS = 20.0
+MEMORY_BYTES = 4 << 30
+MAX_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One code cell to run: a name for messages (its grade_id or `cell 7`) and plain Python source."""
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something the student's code did instead of returning.
+
+    kind is "error" (an exception: type, message, and where), "timeout", "crash" (the process ended) or
+    "garbled" (a reply that is not ours). `message` is the runner's own words: for staff, never for feedback.
+    """
+
+    kind: str
+    type: str = ""
+    message: str = ""
+    cell: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one call, as seen from outside."""
+
+    value: Any = None
+    problem: Problem | None = None
+    wall_ms: float = 0.0
+    peak_bytes: int | None = None  # above what the process held before the call; None: could not be measured
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+
+@dataclass
+class Notebook:
+    """The cells of one submission. Problems are kept across sessions, so a cell that hangs costs its deadline once."""
+
+    cells: Sequence[Cell]
+    problems: dict[str, Problem] = field(default_factory=dict)
+    guilty: set[str] = field(default_factory=set)  # cells that hung or crashed and are left out from then on
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself failed; no student is to blame and no points follow from it."""
+
+
+class Zygote:
+    """A warm process with torch imported, from which runners are forked."""
+
+    def __init__(self, imports: Sequence[str] = ()) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-I", str(SANDBOX / "zygote.py"), str(theirs.fileno()), *imports]
+        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", LANG="C.UTF-8")
+        self.process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        theirs.close()
+        self.control = ours
+        self._reply(BOOT_SECONDS)
+
+    def __enter__(self) -> "Zygote":
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up; the zygote kills its runners and ends."""
+        self.control.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def session(
+        self, notebook: Notebook, *, seconds: float = CELL_SECONDS, memory_bytes: int = MEMORY_BYTES
+    ) -> "Session":
+        """A fresh runner in which the notebook's cells have run; `seconds` is the deadline of each cell."""
+        return Session(self, notebook, seconds, memory_bytes)
+
+    def spawn(self, theirs: socket.socket, folder: str, memory_bytes: int) -> int:
+        request = json.dumps({"op": "spawn", "folder": folder, "memory_bytes": memory_bytes}).encode()
+        fds = array.array("i", [theirs.fileno()])
+        self.control.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+        return self._reply(SPAWN_SECONDS)["pid"]
+
+    def kill(self, pid: int) -> None:
+        self.control.send(json.dumps({"op": "kill", "pid": pid}).encode())
+        self._reply(SPAWN_SECONDS)
+
+    def _reply(self, seconds: float) -> dict:
+        self.control.settimeout(seconds)
+        try:
+            packet = self.control.recv(1 << 16)
+        except TimeoutError:
+            raise SandboxError(f"the zygote did not answer within {seconds:.0f} s") from None
+        if not packet:
+            raise SandboxError(f"the zygote ended (exit status {self.process.wait(5)}); run `autograder doctor`")
+        return json.loads(packet)
+
+
+class Session:
+    """One runner. Use as a context manager; closing kills its process group and removes its folder."""
+
+    def __init__(self, zygote: Zygote, notebook: Notebook, seconds: float, memory_bytes: int) -> None:
+        self.zygote, self.notebook, self.seconds, self.memory_bytes = zygote, notebook, seconds, memory_bytes
+        self.pid: int | None = None
+        self._start()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def call(
+        self,
+        answer: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any] | None = None,
+        *,
+        case: str = "",
+        drive: str | None = None,
+        forbid: Sequence[str] = (),
+        once: Sequence[int] = (),
+        seconds: float = CELL_SECONDS,
+        measure: bool = False,
+    ) -> Outcome:
+        """Call `answer` through `drive`; time it, and with `measure` read its peak memory, both from outside."""
+        if self.pid is None:
+            return Outcome(problem=Problem("crash", message="too many cells of this notebook hang or crash"))
+        form, blob = wire.encode((tuple(args), dict(kwargs or {})))
+        args_form, kwargs_form = form["t"]
+        head = {"op": "call", "answer": answer, "case": case, "drive": drive, "args": args_form, "kwargs": kwargs_form}
+        outcome = self._ask({**head, "forbid": list(forbid), "once": list(once)}, blob, seconds, measure)
+        if outcome.problem is not None and outcome.problem.kind != "error":
+            self._restart()
+        return outcome
+
+    def close(self) -> None:
+        if self.pid is None:
+            return
+        self.sock.close()
+        self.zygote.kill(self.pid)
+        self.pid = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        """Spawn and run the cells; a cell that hangs or crashes is left out and everything starts again."""
+        for _ in range(MAX_RESTARTS + 1):
+            self._spawn()
+            if self._run_cells():
+                return
+            self.close()
+
+    def _spawn(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="session-")
+        self.sock, theirs = socket.socketpair()
+        with theirs:
+            self.pid = self.zygote.spawn(theirs, self.folder, self.memory_bytes)
+
+    def _run_cells(self) -> bool:
+        for cell in self.notebook.cells:
+            if cell.name in self.notebook.guilty:
+                continue
+            outcome = self._ask({"op": "exec", "name": cell.name, "source": cell.source}, b"", self.seconds, False)
+            if outcome.problem is not None:
+                self.notebook.problems[cell.name] = outcome.problem
+                if outcome.problem.kind != "error":
+                    self.notebook.guilty.add(cell.name)
+                    return False
+        return True
+
+    def _restart(self) -> None:
+        self.close()
+        self._start()
+
+    def _ask(self, request: dict, blob: bytes, seconds: float, measure: bool) -> Outcome:
+        request_id = secrets.token_hex(8)
+        before = start_peak(self.pid) if measure else None
+        start = time.monotonic()
+        try:
+            wire.send(self.sock, {**request, "id": request_id}, blob, start + seconds)
+            reply, out = wire.receive(self.sock, start + seconds)
+            wall_ms = (time.monotonic() - start) * 1000
+            peak = read_peak(self.pid, before)
+            if reply.get("id") != request_id:
+                raise wire.WireError("a reply to another request")
+            return _outcome(reply, out, wall_ms, peak)
+        except TimeoutError:
+            return Outcome(problem=Problem("timeout"), wall_ms=seconds * 1000)
+        except (EOFError, OSError):
+            return Outcome(problem=Problem("crash"))
+        except wire.WireError as problem:
+            return Outcome(problem=Problem("garbled", message=str(problem)))
+
+
+def _outcome(reply: dict, out: bytes, wall_ms: float, peak: int | None) -> Outcome:
+    if reply.get("ok") is True:
+        return Outcome(wire.decode(reply.get("value"), out), None, wall_ms, peak)
+    error = reply.get("error")
+    if not isinstance(error, dict):
+        raise wire.WireError("neither a value nor an error")
+    cell, line = error.get("cell"), error.get("line")
+    problem = Problem(
+        "error",
+        type=str(error.get("type"))[: wire.MAX_NAME],
+        message=str(error.get("message"))[:2000],
+        cell=cell if isinstance(cell, str) else None,
+        line=line if type(line) is int else None,
+    )
+    return Outcome(None, problem, wall_ms, peak)
+
+
+# --- memory seen from outside -------------------------------------------------------------------------
+
+
+def start_peak(pid: int | None) -> int | None:
+    """Reset the kernel's high-water mark of `pid` and return what it holds now, in bytes; None where unsupported."""
+    try:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+        return _status_bytes(pid, "VmRSS")
+    except OSError:
+        return None
+
+
+def read_peak(pid: int | None, before: int | None) -> int | None:
+    """Peak resident bytes of `pid` since `start_peak`, above `before`."""
+    if before is None:
+        return None
+    try:
+        peak = _status_bytes(pid, "VmHWM")
+    except OSError:
+        return None
+    return None if peak is None else max(0, peak - before)
+
+
+def _status_bytes(pid: int | None, name: str) -> int | None:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,162 @@
+"""Run a student's cells, then answer calls: the process that holds the answer and nothing else.
+
+Everything this process says is only a claim. It never sees an expected value, a seed or another student's
+work; it receives inputs, sends outputs back, and echoes the random id of each request.
+
+Requests   {"op": "exec", "id", "name", "source"}
+           {"op": "call", "id", "answer", "drive": source | None, "case", "args", "kwargs", "forbid": [], "once": []}
+Replies    {"id", "stdout", "ok": True, "value"} or
+           {"id", "stdout", "ok": False, "error": {"type", "message", "cell", "line"}}
+"""
+
+import ast
+import asyncio
+import contextlib
+import inspect
+import io
+import linecache
+import math
+import socket
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import wire
+from .forbid import forbidding
+
+STDOUT_TAIL = 4096
+MESSAGE = 2000
+
+
+class Tail(io.TextIOBase):
+    """A text stream that keeps its last characters and never grows."""
+
+    def __init__(self, limit: int = STDOUT_TAIL) -> None:
+        self.limit, self.text = limit, ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        # Cut the new text first: one enormous print must not be doubled.
+        self.text = (self.text + text[-self.limit :])[-self.limit :]
+        return len(text)
+
+
+class Shell:
+    """Stands for IPython: line magics and `!commands` do nothing, %%time and its kind run their body."""
+
+    BODY_RUNS = ("time", "timeit", "capture", "prun")
+
+    def __init__(self, namespace: dict) -> None:
+        self.namespace = namespace
+
+    def run_cell_magic(self, name: str, line: str, body: str) -> None:
+        if name in self.BODY_RUNS:
+            run_cell(f"%%{name}", body, self.namespace)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+class Case:
+    """What `drive(answer, case)` may read of a case."""
+
+    def __init__(self, name: str, args: tuple, kwargs: dict) -> None:
+        self.name, self.args, self.kwargs = name, args, kwargs
+
+
+def fresh_namespace() -> dict:
+    """The notebook's global names, kept as the module __main__ so that dataclasses and Triton find them."""
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    namespace = module.__dict__
+    shell = Shell(namespace)
+    namespace.update(get_ipython=lambda: shell, display=lambda *args, **kwargs: None)
+    return namespace
+
+
+def run_cell(name: str, source: str, namespace: dict) -> None:
+    """Execute one cell; its source is registered so that inspect, tracebacks and @triton.jit can read it."""
+    file = f"<cell {name}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    code = compile(source, file, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    result = eval(code, namespace)
+    if inspect.iscoroutine(result):
+        asyncio.run(result)
+
+
+def load_drive(source: str | None) -> Callable[[Any, Case], Any]:
+    """The question's `drive` from its source text, or the default that passes the arguments on."""
+    if source is None:
+        return lambda answer, case: answer(*case.args, **case.kwargs)
+    scope: dict[str, Any] = {"torch": torch, "math": math, "np": np}
+    linecache.cache["<drive>"] = (len(source), None, source.splitlines(keepends=True), "<drive>")
+    exec(compile(source, "<drive>", "exec", dont_inherit=True), scope)
+    drive = scope["drive"]
+    return drive if len(inspect.signature(drive).parameters) == 2 else lambda answer, case: drive(None, answer, case)
+
+
+def call(request: dict, blob: bytes, namespace: dict) -> tuple[Any, bytes]:
+    """Drive the answer over one case and encode what it returns."""
+    if request["answer"] not in namespace:
+        raise NameError(f"name '{request['answer']}' is not defined")
+    args, kwargs = wire.decode({"t": [request["args"], request["kwargs"]]}, blob, trusted=True)
+    args = tuple(iter(arg) if index in request["once"] else arg for index, arg in enumerate(args))
+    drive = load_drive(request["drive"])
+    case = Case(request["case"], args, kwargs)
+    with forbidding(request["forbid"]):
+        result = drive(namespace[request["answer"]], case)
+    return wire.encode(result)
+
+
+def answer(request: dict, blob: bytes, namespace: dict) -> tuple[dict, bytes]:
+    """The reply to one request; an exception becomes data, except the ones that end the process."""
+    tail, form, out = Tail(), None, b""
+    reply: dict[str, Any] = {"id": request["id"], "ok": True}
+    with contextlib.redirect_stdout(tail), contextlib.redirect_stderr(tail):
+        try:
+            if request["op"] == "exec":
+                run_cell(request["name"], request["source"], namespace)
+            else:
+                form, out = call(request, blob, namespace)
+        except (Exception, SystemExit, KeyboardInterrupt) as problem:
+            reply.update(ok=False, error=describe(problem))
+        else:
+            reply["value"] = form
+    reply["stdout"] = tail.text
+    return reply, out
+
+
+def describe(problem: BaseException) -> dict:
+    """Type, message and the last line of the student's own code on the way to `problem`."""
+    cell, line = None, None
+    for frame in inspect.getinnerframes(problem.__traceback__) if problem.__traceback__ else []:
+        if frame.filename.startswith("<cell "):
+            cell, line = frame.filename[len("<cell ") : -1], frame.lineno
+    if isinstance(problem, SyntaxError) and (problem.filename or "").startswith("<cell "):
+        cell, line = str(problem.filename)[len("<cell ") : -1], problem.lineno
+    try:
+        message = str(problem)[:MESSAGE]
+    except Exception:
+        message = "(its message could not be read)"
+    return {"type": type(problem).__name__, "message": message, "cell": cell, "line": line}
+
+
+def serve(sock: socket.socket, namespace: dict) -> None:
+    """Answer requests until the judge hangs up."""
+    while True:
+        try:
+            request, blob = wire.receive(sock)
+        except (EOFError, OSError):
+            return
+        reply, out = answer(request, blob, namespace)
+        try:
+            wire.send(sock, reply, out)
+        except wire.WireError as problem:  # a result too large for the wire
+            error = {"type": "TooLarge", "message": str(problem), "cell": None, "line": None}
+            wire.send(sock, {"id": request["id"], "ok": False, "error": error, "stdout": ""})

@@ -1,0 +1,194 @@
+"""Plain data over a socket: a JSON head and a safetensors blob, never pickle.
+
+Frame: two little-endian uint32 lengths, the head, the blob. Both lengths are checked before a byte of
+either is read. One deadline covers a whole frame, so a slow drip of bytes cannot hold the reader.
+Values: None, bool, int, float, str, list, tuple, dict and plain tensors of every dtype safetensors knows.
+Anything else travels as `{"?": type name}` and decodes to `Opaque`, which equals nothing.
+"""
+
+import json
+import math
+import re
+import socket
+import struct
+import time
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_blob
+from safetensors.torch import save as save_blob
+
+MAX_HEAD = 1 << 20
+MAX_BLOB = 256 << 20
+MAX_DEPTH = 40
+MAX_NAME = 80
+_LENGTHS = struct.Struct("<II")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+
+
+class WireError(Exception):
+    """The other end sent something that is not a frame of ours, or would not fit."""
+
+
+class Opaque:
+    """Stands for a returned object that is not plain data; `kind` names its type. Equal to nothing."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{self.kind}, which is not plain data>"
+
+
+# --- frames -----------------------------------------------------------------------------------------
+
+
+def send(sock: socket.socket, head: dict, blob: bytes = b"", deadline: float | None = None) -> None:
+    """Write one frame; `deadline` is a time.monotonic() value for the whole of it."""
+    text = json.dumps(head, allow_nan=False).encode()
+    if len(text) > MAX_HEAD or len(blob) > MAX_BLOB:
+        raise WireError(f"frame too large: head {len(text)} of {MAX_HEAD} bytes, blob {len(blob)} of {MAX_BLOB} bytes")
+    sock.settimeout(_left(deadline))
+    sock.sendall(_LENGTHS.pack(len(text), len(blob)) + text)
+    if blob:
+        sock.settimeout(_left(deadline))
+        sock.sendall(blob)
+
+
+def receive(sock: socket.socket, deadline: float | None = None) -> tuple[dict, bytes]:
+    """Read one frame. TimeoutError past the deadline, EOFError when the peer is gone, WireError on nonsense."""
+    head_size, blob_size = _LENGTHS.unpack(_exactly(sock, _LENGTHS.size, deadline))
+    if head_size > MAX_HEAD or blob_size > MAX_BLOB:
+        raise WireError(f"frame too large: head {head_size}, blob {blob_size} bytes")
+    text = _exactly(sock, head_size, deadline)
+    blob = _exactly(sock, blob_size, deadline)
+    return parse_head(text), blob
+
+
+def parse_head(text: bytes) -> dict:
+    """JSON object of limited depth; the depth is counted before the parser recurses."""
+    depth = deepest = 0
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", text)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        deepest = max(deepest, depth)
+        if deepest > MAX_DEPTH:
+            raise WireError(f"nested deeper than {MAX_DEPTH} levels")
+    try:
+        head = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise WireError(f"not JSON: {type(problem).__name__}") from None
+    if not isinstance(head, dict):
+        raise WireError("the head is not an object")
+    return head
+
+
+def _left(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("deadline")
+    return left
+
+
+def _exactly(sock: socket.socket, size: int, deadline: float | None) -> bytes:
+    parts = bytearray()
+    while len(parts) < size:
+        sock.settimeout(_left(deadline))
+        chunk = sock.recv(min(1 << 20, size - len(parts)))
+        if not chunk:
+            raise EOFError("the other end closed the connection")
+        parts += chunk
+    return bytes(parts)
+
+
+# --- values -----------------------------------------------------------------------------------------
+
+
+def encode(value: Any) -> tuple[Any, bytes]:
+    """A JSON-able form of `value` and the blob that holds its tensors."""
+    tensors: dict[str, torch.Tensor] = {}
+    form = _encode(value, tensors, 0)
+    return form, save_blob(tensors) if tensors else b""
+
+
+def decode(form: Any, blob: bytes, *, trusted: bool = False) -> Any:
+    """The value that `encode` was given.
+
+    `trusted=True` (in the runner, reading the judge) restores strides and requires_grad, so that a
+    non-contiguous case arrives non-contiguous; a reply's strides are never honoured.
+    """
+    try:
+        tensors = load_blob(blob) if blob else {}
+        return _decode(form, tensors, trusted)
+    except WireError:
+        raise
+    except Exception as problem:
+        raise WireError(f"not a value: {type(problem).__name__}") from None
+
+
+def _encode(value: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
+    # Two levels of JSON per level of nesting; the rest of MAX_DEPTH is for the frame around it.
+    if depth > (MAX_DEPTH - 6) // 3:
+        return {"?": "value nested too deeply"}
+    kind = type(value)
+    if value is None or kind is bool or kind is int or kind is str:
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else {"f": repr(value)}
+    if kind is torch.Tensor:
+        return _encode_tensor(value, tensors)
+    if isinstance(value, tuple):  # a NamedTuple too: its fields are compared in order
+        return {"t": [_encode(item, tensors, depth + 1) for item in value]}
+    if kind is list:
+        return {"l": [_encode(item, tensors, depth + 1) for item in value]}
+    if kind is dict:
+        return {"d": [[_encode(k, tensors, depth + 1), _encode(v, tensors, depth + 1)] for k, v in value.items()]}
+    return {"?": kind.__name__[:MAX_NAME]}
+
+
+def _encode_tensor(value: torch.Tensor, tensors: dict[str, torch.Tensor]) -> Any:
+    if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+        return {"?": f"tensor with layout {value.layout}, device {value.device.type}, dtype {value.dtype}"[:MAX_NAME]}
+    name = f"t{len(tensors)}"
+    plain = value.detach().cpu()
+    form: dict[str, Any] = {"T": name}
+    if not plain.is_contiguous():
+        form["strides"] = list(plain.stride())
+    if value.requires_grad:
+        form["grad"] = True
+    # A copy of its own: safetensors refuses tensors that share memory, such as an input returned twice.
+    tensors[name] = plain.contiguous().clone()
+    return form
+
+
+def _decode(form: Any, tensors: dict[str, torch.Tensor], trusted: bool) -> Any:
+    if not isinstance(form, dict):
+        if isinstance(form, list):
+            raise WireError("a bare list is not a value")
+        return form
+    if "T" in form:
+        return _decode_tensor(form, tensors[form["T"]], trusted)
+    if "f" in form:
+        return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[form["f"]]
+    if "t" in form:
+        return tuple(_decode(item, tensors, trusted) for item in form["t"])
+    if "l" in form:
+        return [_decode(item, tensors, trusted) for item in form["l"]]
+    if "d" in form:
+        return {_decode(key, tensors, trusted): _decode(item, tensors, trusted) for key, item in form["d"]}
+    if "?" in form:
+        return Opaque(str(form["?"])[:MAX_NAME])
+    raise WireError("unknown tag")
+
+
+def _decode_tensor(form: dict, plain: torch.Tensor, trusted: bool) -> torch.Tensor:
+    if trusted and "strides" in form:
+        plain = torch.empty_strided(plain.shape, form["strides"], dtype=plain.dtype).copy_(plain)
+    return plain.requires_grad_() if trusted and form.get("grad") else plain
