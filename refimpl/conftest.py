@@ -13,7 +13,6 @@ CHECKED = [
     "refimpl.models",
     "refimpl.online_softmax.eager",
     "refimpl.flash_attention.eager",
-    "refimpl.flash_attention.simulator",
 ]
 
 if importlib.util.find_spec("jaxtyping") and importlib.util.find_spec("beartype"):
