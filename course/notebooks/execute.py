@@ -7,6 +7,7 @@ change without a new run; one changed character of code makes the outputs stale.
 import hashlib
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat.notebooknode import NotebookNode
+from traitlets.config import Config
 
 from course.notebooks.sources import REPOSITORY, NotebookError, Problem, Source
 
@@ -64,18 +66,21 @@ def execute(
 ) -> float:
     """Run every cell of `notebook` in place, in a fresh kernel in the source's folder; return the seconds it took."""
     start = time.monotonic()
-    client = NotebookClient(
-        notebook, kernel_name="python3", coalesce_streams=True, record_timing=False, store_widget_state=False,
-        resources={"metadata": {"path": str(source.folder)}},
-    )  # fmt: skip
     with tempfile.TemporaryDirectory() as home:
-        # An own IPython folder: the user's start-up files are no part of the course.
-        path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-        env = {**os.environ, **ENVIRONMENT, "IPYTHONDIR": home, "PYTHONPATH": path}
-        with client.setup_kernel(env=env):
-            for number, cell in enumerate(notebook.cells, start=1):
-                progress(f"cell {number}/{len(notebook.cells)}, {time.monotonic() - start:.0f} s")
-                _run_cell(client, source, cell, number, timeout_s - (time.monotonic() - start), timeout_s)
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            coalesce_streams=True,
+            record_timing=False,
+            store_widget_state=False,
+            resources={"metadata": {"path": str(source.folder)}},
+            config=_kernel_config(home),
+        )
+        with client.setup_kernel(env=_environment(home)):
+            for number in range(1, len(notebook.cells) + 1):
+                seconds = time.monotonic() - start
+                progress(f"cell {number}/{len(notebook.cells)}, {seconds:.0f} s")
+                _run_cell(client, source, number, timeout_s - seconds, timeout_s)
     for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
         cell.execution_count = count
         _finish(cell, count)
@@ -83,9 +88,19 @@ def execute(
     return time.monotonic() - start
 
 
-def _run_cell(
-    client: NotebookClient, source: Source, cell: NotebookNode, number: int, left_s: float, timeout_s: float
-) -> None:
+def _kernel_config(home: str) -> Config:
+    """Sockets in the file system, where there are such: nobody else on a shared machine can drive the kernel."""
+    return Config() if sys.platform == "win32" else Config(KernelManager={"transport": "ipc", "ip": f"{home}/kernel"})
+
+
+def _environment(home: str) -> dict[str, str]:
+    """Ours and a new IPython folder: the user's start-up files are no part of the course."""
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, **ENVIRONMENT, "IPYTHONDIR": home, "PYTHONPATH": path}
+
+
+def _run_cell(client: NotebookClient, source: Source, number: int, left_s: float, timeout_s: float) -> None:
+    cell = client.nb.cells[number - 1]
     where = f"{source.shown}, cell {number}"
     too_long = NotebookError(
         f"{where}: the notebook needs more than {timeout_s:.0f} s. Make the sizes smaller, or commit the slow result "

@@ -165,16 +165,17 @@ def lecture_cells_are_announced(draft: Draft) -> Iterator[Finding]:
 
 
 def every_question_is_complete(draft: Draft) -> Iterator[Finding]:
-    """Each question of lab.toml has its cell; a code question also its check, right below, and its hints."""
+    """Each question of lab.toml has its cell; a code question also its check, before the next one, and its hints."""
+    cells, checks = draft.of_role("question"), draft.of_role("check")
     for name, question in draft.source.questions.items():
         missing = [kind for kind in PARTS[question.written] if name not in draft.of_role(kind)]
         for kind in missing:
             marker = "# %% [markdown]" if kind in ("hints", "written") else "# %%"
             yield None, f"`{name}` has no {kind} cell", f'Add `{marker} {kind}="{name}"`.'
         if not missing and not question.written:
-            check = draft.of_role("check")[name][0]
-            if check != draft.of_role("question")[name][0] + 1:
-                yield check, f"the check of `{name}` is not right below its question", "A student looks for it there."
+            at, check = cells[name][0], checks[name][0]
+            if check < at or any(at < other < check for other, _ in cells.values()):
+                yield check, f"the check of `{name}` is not below its question", "A student looks for it there."
 
 
 def hints_are_three_nested_folds(draft: Draft) -> Iterator[Finding]:
