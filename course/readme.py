@@ -1,0 +1,77 @@
+"""The generated tables of README.md: the units from the tree, the commands from the Makefile.
+
+`python -m course readme` rewrites what stands between `<!-- generated: NAME -->` and `<!-- end -->`;
+`--check` only compares, for CI.
+"""
+
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TARGET = re.compile(r"^([a-z0-9]+):[^#\n]*## (.+)$", re.MULTILINE)
+LECTURE_TITLE = re.compile(r"^# # \d\d · (.+)$", re.MULTILINE)
+LECTURE_MINUTES = re.compile(r"\*\*Time\*\* (\d+) min")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def units(root: Path) -> str:
+    """One row a unit: what there is to read, to do, and for how many points."""
+    lectures = {path.stem: path for path in (root / "lectures").glob("[0-9]*.py")}
+    labs = {path.parent.name: path for path in (root / "labs").glob("[0-9]*/lab.toml")}
+    rows = []
+    for slug in sorted(lectures.keys() | labs.keys()):
+        title, lecture, lab, questions, points = slug[3:].replace("_", " "), "", "", "", ""
+        if slug in lectures:
+            text = lectures[slug].read_text(encoding="utf-8")
+            title = found[1] if (found := LECTURE_TITLE.search(text)) else title
+            minutes = found[1] if (found := LECTURE_MINUTES.search(text)) else "?"
+            lecture = f"[lecture](lectures/{slug}.ipynb), {minutes} min"
+        if slug in labs:
+            settings = tomllib.loads(labs[slug].read_text(encoding="utf-8"))
+            graded = settings.get("questions", {}).values()
+            title = settings["title"]
+            lab = f"[lab](labs/{slug}/lab.ipynb), {settings['minutes']} min"
+            questions, points = str(len(graded)), str(sum(question["points"] for question in graded))
+        rows.append([f"{slug[:2]} {title}", lecture, lab, questions, points])
+    return table(["unit", "read", "do", "questions", "points"], rows)
+
+
+def targets(root: Path) -> list[tuple[str, str]]:
+    """(name, what it does) of each documented target of the Makefile."""
+    return TARGET.findall((root / "Makefile").read_text(encoding="utf-8"))
+
+
+def commands(root: Path) -> str:
+    return table(["command", "what it does"], [[f"`make {name}`", says] for name, says in targets(root)])
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"units": units, "commands": commands}
+
+
+def rendered(root: Path) -> str:
+    """README.md as it should be: hand-written text kept, each generated block made anew."""
+    text = (root / "README.md").read_text(encoding="utf-8")
+    return BLOCK.sub(lambda block: f"{block[1]}\n{BLOCKS[block['name']](root)}\n{block[3]}", text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rewrite README.md, or with `--check` only say whether it is stale."""
+    argv = sys.argv[1:] if argv is None else argv
+    path, text = ROOT / "README.md", rendered(ROOT)
+    if path.read_text(encoding="utf-8") == text:
+        print("README.md is in step with the tree.")
+        return 0
+    if "--check" in argv:
+        print("STALE README.md: a table is not what the tree says. Run: python -m course readme", file=sys.stderr)
+        return 1
+    path.write_text(text, encoding="utf-8")
+    print("README.md: written")
+    return 0
