@@ -19,6 +19,7 @@ from course.viz.style import (
     use_style,
     wrap,
 )
+from course.viz.trace import by_layer, cash_box, exactness, growth, row_maxima, running_max
 
 __all__ = [
     "ALT",
@@ -31,10 +32,16 @@ __all__ = [
     "PAPER",
     "RULE",
     "binary",
+    "by_layer",
+    "cash_box",
     "claim",
+    "exactness",
+    "growth",
     "label_ends",
     "log2_axis",
     "note",
+    "row_maxima",
+    "running_max",
     "show",
     "use_style",
     "wrap",

@@ -118,7 +118,11 @@ class StreamingAttention:
         # q has mean 1, so a shift of 6 moves a score by about 6 * sqrt(16) = 24
         yield Case("rising blocks", normal(rng, 2, 2, 5, 16, shift=1.0), stream(rng, (9, 13), shifts=(0.0, 6.0)))
         yield Case("falling blocks", normal(rng, 2, 2, 5, 16, shift=1.0), stream(rng, (9, 13), shifts=(6.0, 0.0)))
-        yield Case("scores near -240", normal(rng, 2, 2, 5, 16, scale=0.1, shift=1.0), stream(rng, (9, 5), shifts=(-60.0, -60.0)))
+        yield Case(
+            "scores near -240",
+            normal(rng, 2, 2, 5, 16, scale=0.1, shift=1.0),
+            stream(rng, (9, 5), shifts=(-60.0, -60.0)),
+        )
         yield Case("blocks of 130 and 128", normal(rng, 2, 2, 77, 16), stream(rng, (130, 128, 1)))
 
     def drive(self, answer, case):

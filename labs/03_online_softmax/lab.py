@@ -53,6 +53,8 @@ for z in [1.0, 3.0, 2.0, 4.0]:
     l = l + 2 ** (z - m_new)  # the new term, in the same unit
     m = m_new
     print(f"score {z:.0f}: {l} units of 2^{m:.0f} = {l * 2**m:.0f}")
+
+
 # %% [markdown]
 # ## Question 1. Softmax that survives (3 points, 8 minutes, ●○○)
 # Two of the three passes are missing. Fill them in: the exponentials in a unit that cannot overflow, and their sum `l` with the last axis kept.
@@ -71,8 +73,12 @@ def safe_softmax(x):
     # END SOLUTION
     # Pass 3: one division per element; where the sum is 0, the answer is 0
     return torch.where(l > 0, e / l, 0.0)
+
+
 # %% check="safe_softmax"
 lab.check("safe_softmax")
+
+
 # %% [markdown] hints="safe_softmax"
 # <details><summary>Hint 1: the idea</summary>
 #
@@ -103,8 +109,12 @@ def running_stats(blocks):
         m = m_new
     return m, l
     # END SOLUTION
+
+
 # %% check="running_stats"
 lab.check("running_stats")
+
+
 # %% [markdown] hints="running_stats"
 # <details><summary>Hint 1: the idea</summary>
 #
@@ -130,8 +140,12 @@ def merge(a, b):
     ka, kb = (a[0] - unit).exp(), (b[0] - unit).exp()  # converts each side to the larger unit
     return m, ka * a[1] + kb * b[1], ka[..., None] * a[2] + kb[..., None] * b[2]
     # END SOLUTION
+
+
 # %% check="merge"
 lab.check("merge")
+
+
 # %% [markdown] hints="merge"
 # <details><summary>Hint 1: the idea</summary>
 #
@@ -162,8 +176,12 @@ def streaming_attention(q, blocks):
     m, l, o = state
     return o / l[..., None], m + l.log()  # the only division
     # END SOLUTION
+
+
 # %% check="streaming_attention"
 lab.check("streaming_attention")
+
+
 # %% [markdown] hints="streaming_attention"
 # <details><summary>Hint 1: the idea</summary>
 #
@@ -218,6 +236,8 @@ def report(x):
 
 
 report(torch.randn(64))
+
+
 # %% [markdown]
 # Find one input for each. `break_it("A")` returns scores on which version A is off by more than 0.01 in some probability (a NaN counts), while B and C stay within 0.0001 of the exact softmax. Likewise for `"B"` and `"C"`. The answer is a 1-D `float32` tensor, at most 4,096 finite scores between -1,000 and 1,000. One line per version is enough. Try your ideas with `report`.
 # %% question="break_it"
@@ -230,8 +250,12 @@ def break_it(name):
         return torch.tensor([200.0] + [0.0] * 7)
     return torch.tensor([9.0] + [0.0] * 4095)  # 4,092 dropped terms of e^-9 are half as heavy as the maximum
     # END SOLUTION
+
+
 # %% check="break_it"
 lab.check("break_it")
+
+
 # %% [markdown] hints="break_it"
 # <details><summary>Hint 1: the idea</summary>
 #
@@ -279,6 +303,8 @@ def fused_softmax(x):
     out = torch.empty((rows, n), dtype=x.dtype, device=x.device)
     softmax_kernel[(rows,)](x, out, x.stride(0), x.stride(1), n, BLOCK=triton.next_power_of_2(n))
     return out
+
+
 # %% check="fused_softmax"
 lab.check("fused_softmax")
 # %% [markdown] hints="fused_softmax"
@@ -296,8 +322,9 @@ lab.check("fused_softmax")
 # ## On the real model (6 minutes, no points)
 # Your function now serves SmolLM2. Each layer has 9 query heads; three of them share one key head. We give your `streaming_attention` the queries of all 1,024 positions, and the keys in 8 blocks of 128. No mask, because unit 04 adds it. **Predict**: by what factor does the largest tensor shrink?
 # %%
-from refimpl.models import load_smollm2, sample_qkv, sample_rows
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from refimpl.models import load_smollm2, sample_qkv, sample_rows
 
 
 class LargestTensor(TorchDispatchMode):
@@ -327,7 +354,9 @@ layer, head = 0, 4
 s = sample_rows(1024)[1][layer, head]  # scores of the last query, one per key
 first, second = s[:512].logsumexp(0), s[512:].logsumexp(0)
 share = torch.sigmoid(first - second)  # e^first / (e^first + e^second)
-print(f"layer {layer}, head {head}: the first 512 of 1,024 keys hold {share:.1%} of the mass; lse {first:.2f} and {second:.2f}")
+print(
+    f"layer {layer}, head {head}: the first 512 of 1,024 keys hold {share:.1%} of the mass; lse {first:.2f} and {second:.2f}"
+)
 # %% [markdown] written="why"
 # ## Question 7. Ben saves bandwidth (4 points, 10 minutes, ●●○, written)
 # *Ben: "Each worker should send only its finished output `o/l`. That is the answer for its keys, so averaging the outputs must be fine, and if not, we weight by the number of keys."*

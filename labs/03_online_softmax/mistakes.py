@@ -45,7 +45,8 @@ def one_maximum_for_all(x):
 
 @mistake(
     "safe_softmax",
-    says="The columns add up to 1, the rows do not: `e` was summed over another axis than the last. See the shape of `l`.",
+    says="The columns add up to 1, the rows do not: `e` was summed over another axis than the last. See the shape "
+    "of `l`.",
 )
 def summed_down_the_columns(x):
     e = (x - guarded(x.amax(dim=-1, keepdim=True))).exp()
@@ -54,7 +55,8 @@ def summed_down_the_columns(x):
 
 @mistake(
     "safe_softmax",
-    says="All rows agree except those of -inf, where you return NaN. What is -inf - (-inf)? Look at `x - m` in such a row.",
+    says="All rows agree except those of -inf, where you return NaN. What is -inf - (-inf)? Look at `x - m` in "
+    "such a row.",
 )
 def row_of_minus_inf_is_nan(x):
     e = (x - x.amax(dim=-1, keepdim=True)).exp()
@@ -73,8 +75,8 @@ def row_of_minus_inf_is_uniform(x):
 
 @mistake(
     "safe_softmax",
-    says="You subtracted the largest absolute value. That also prevents overflow, but a row of large negative scores moves "
-    "further down and underflows. Which exponent should be exactly 0?",
+    says="You subtracted the largest absolute value. That also prevents overflow, but a row of large negative "
+    "scores moves further down and underflows. Which exponent should be exactly 0?",
 )
 def largest_absolute_value(x):
     finite = torch.where(x == -torch.inf, 0.0, x)
@@ -133,8 +135,8 @@ def conversion_upside_down(blocks):
 
 @mistake(
     "running_stats",
-    says="Each block is counted in units of its own maximum, and these sums are added as they are. Every block must use "
-    "the same unit, the new maximum.",
+    says="Each block is counted in units of its own maximum, and these sums are added as they are. Every block "
+    "must use the same unit, the new maximum.",
 )
 def every_block_in_its_own_unit(blocks):
     m, l = -torch.inf, 0.0
@@ -148,8 +150,8 @@ def every_block_in_its_own_unit(blocks):
 
 @mistake(
     "running_stats",
-    says="You always convert to the maximum of the newest block. That is right while the blocks rise (case 'rising by 6 "
-    "per block') and returns the last maximum, not the largest, when they fall.",
+    says="You always convert to the maximum of the newest block. That is right while the blocks rise (case 'rising"
+    " by 6 per block') and returns the last maximum, not the largest, when they fall.",
 )
 def newest_maximum(blocks):
     m, l = None, 0.0
@@ -197,7 +199,9 @@ def stand_in_returned_as_maximum(blocks):
     m, l = None, 0.0
     for x in blocks:
         m_new = x.amax(dim=-1) if m is None else torch.maximum(m, x.amax(dim=-1))
-        l = (l * (m - guarded(m_new)).exp() if m is not None else 0.0) + (x - guarded(m_new)[..., None]).exp().sum(dim=-1)
+        l = (l * (m - guarded(m_new)).exp() if m is not None else 0.0) + (x - guarded(m_new)[..., None]).exp().sum(
+            dim=-1
+        )
         m = m_new
     return guarded(m), l
 
@@ -219,8 +223,8 @@ def second_pass(blocks):
 
 @mistake(
     "running_stats",
-    says="You collected the blocks first and worked on them afterwards. By then they are gone: the checker overwrites a "
-    "block as soon as you ask for the next. Keep only what the next block needs.",
+    says="You collected the blocks first and worked on them afterwards. By then they are gone: the checker "
+    "overwrites a block as soon as you ask for the next. Keep only what the next block needs.",
 )
 def collects_blocks(blocks):
     x = torch.cat(list(blocks), dim=-1)
@@ -233,7 +237,8 @@ def collects_blocks(blocks):
 
 @mistake(
     "merge",
-    says="`m` and `l` agree with ours; `o` is what you get when the two weighted sums are added in different units. Hint 1.",
+    says="`m` and `l` agree with ours; `o` is what you get when the two weighted sums are added in different "
+    "units. Hint 1.",
 )
 def o_not_rescaled(a, b):
     m = torch.maximum(a[0], b[0])
@@ -243,8 +248,8 @@ def o_not_rescaled(a, b):
 
 @mistake(
     "merge",
-    says="`m` and `o` agree; `l` counts each side in its own unit. After dividing, every row comes out too small. The same "
-    "cure as for `o`.",
+    says="`m` and `o` agree; `l` counts each side in its own unit. After dividing, every row comes out too small. "
+    "The same cure as for `o`.",
 )
 def l_not_rescaled(a, b):
     m = torch.maximum(a[0], b[0])
@@ -254,8 +259,8 @@ def l_not_rescaled(a, b):
 
 @mistake(
     "merge",
-    says="Right whenever `b` has the larger maximum, wrong otherwise (case 'left larger'). In a stream the new block often "
-    "wins; two workers have no order.",
+    says="Right whenever `b` has the larger maximum, wrong otherwise (case 'left larger'). In a stream the new "
+    "block often wins; two workers have no order.",
 )
 def newest_wins(a, b):
     m = torch.where(b[0] == -torch.inf, a[0], b[0])
@@ -265,8 +270,8 @@ def newest_wins(a, b):
 
 @mistake(
     "merge",
-    says="Your factors are at least 1: the side with the smaller maximum grew. Converting to a larger unit makes a number "
-    "smaller. Try 200 apart: you get inf.",
+    says="Your factors are at least 1: the side with the smaller maximum grew. Converting to a larger unit makes a"
+    " number smaller. Try 200 apart: you get inf.",
 )
 def sign_flipped(a, b):
     m = torch.maximum(a[0], b[0])
@@ -276,8 +281,8 @@ def sign_flipped(a, b):
 
 @mistake(
     "merge",
-    says="All correct except queries for which **neither** side has a key: there you return NaN. What is -inf - (-inf)? "
-    "Unit 04 meets this in every padded tile.",
+    says="All correct except queries for which **neither** side has a key: there you return NaN. What is -inf - "
+    "(-inf)? Unit 04 meets this in every padded tile.",
 )
 def no_guard(a, b):
     m = torch.maximum(a[0], b[0])
@@ -287,8 +292,8 @@ def no_guard(a, b):
 
 @mistake(
     "merge",
-    says="Each side got the same say in `o`. A worker with one key then weighs as much as one with a thousand; `l` holds "
-    "the weights you threw away.",
+    says="Each side got the same say in `o`. A worker with one key then weighs as much as one with a thousand; `l`"
+    " holds the weights you threw away.",
 )
 def averaged(a, b):
     m = torch.maximum(a[0], b[0])
@@ -345,8 +350,8 @@ def scale_missing(q, blocks):
 
 @mistake(
     "streaming_attention",
-    says="Right while `dim_v` equals `dim`: you scaled with the width of the values. A score is a sum over the width of "
-    "`q` and `k`.",
+    says="Right while `dim_v` equals `dim`: you scaled with the width of the values. A score is a sum over the "
+    "width of `q` and `k`.",
 )
 def scaled_by_value_width(q, blocks):
     state = None
@@ -359,18 +364,18 @@ def scaled_by_value_width(q, blocks):
 
 @mistake(
     "streaming_attention",
-    says="The output is right. `lse` is `log l`, still in units of e^m: the unit was left out. What is the logarithm of "
-    "l times e^m?",
+    says="The output is right. `lse` is `log l`, still in units of e^m: the unit was left out. What is the "
+    "logarithm of l times e^m?",
 )
 def lse_without_the_maximum(q, blocks):
-    m, l, o = streamed(q, blocks)
+    _, l, o = streamed(q, blocks)
     return o / l[..., None], l.log()
 
 
 @mistake(
     "streaming_attention",
-    says="The output is right, `lse` is in base 2. Kernels often count that way; this course and PyTorch use the natural "
-    "logarithm.",
+    says="The output is right, `lse` is in base 2. Kernels often count that way; this course and PyTorch use the "
+    "natural logarithm.",
 )
 def lse_in_base_two(q, blocks):
     m, l, o = streamed(q, blocks)
@@ -379,8 +384,8 @@ def lse_in_base_two(q, blocks):
 
 @mistake(
     "streaming_attention",
-    says="`lse` is right, the output is not: the weighted sum `o` of earlier blocks kept its old unit when `l` changed to "
-    "the new one. Both must be converted.",
+    says="`lse` is right, the output is not: the weighted sum `o` of earlier blocks kept its old unit when `l` "
+    "changed to the new one. Both must be converted.",
 )
 def output_kept_the_old_unit(q, blocks):
     state = None
@@ -393,8 +398,8 @@ def output_kept_the_old_unit(q, blocks):
 
 @mistake(
     "streaming_attention",
-    says="`lse` is right, and the output is the plain average of the outputs of the blocks. A block of one key weighs as "
-    "much as a block of a hundred. Do not divide before the end.",
+    says="`lse` is right, and the output is the plain average of the outputs of the blocks. A block of one key "
+    "weighs as much as a block of a hundred. Do not divide before the end.",
 )
 def blocks_averaged(q, blocks):
     state, outs = None, []
@@ -407,8 +412,8 @@ def blocks_averaged(q, blocks):
 
 @mistake(
     "streaming_attention",
-    says="You returned what the last block alone gives: the state was overwritten, not merged. With a single block that "
-    "goes unnoticed.",
+    says="You returned what the last block alone gives: the state was overwritten, not merged. With a single block"
+    " that goes unnoticed.",
 )
 def last_block_only(q, blocks):
     for k, v in blocks:
@@ -442,8 +447,8 @@ def maximum_from_zero(q, blocks):
 
 @mistake(
     "streaming_attention",
-    says="You kept the blocks and used them at the end. By then they are gone: the checker overwrites a block as soon as "
-    "you ask for the next, as a kernel reuses its tile. Keep m, l and o, and nothing else.",
+    says="You kept the blocks and used them at the end. By then they are gone: the checker overwrites a block as "
+    "soon as you ask for the next, as a kernel reuses its tile. Keep m, l and o, and nothing else.",
 )
 def collects_every_block(q, blocks):
     k, v = (torch.cat(parts, dim=-2) for parts in zip(*list(blocks), strict=True))
@@ -453,8 +458,8 @@ def collects_every_block(q, blocks):
 
 @mistake(
     "streaming_attention",
-    says="The numbers are right, but your memory grows with the square of the length: you copied the blocks and built the "
-    "scores of all keys. Keep m, l and o from one block to the next, and nothing else.",
+    says="The numbers are right, but your memory grows with the square of the length: you copied the blocks and "
+    "built the scores of all keys. Keep m, l and o from one block to the next, and nothing else.",
     fails="MemorySlope",
 )
 def copies_every_block(q, blocks):
@@ -466,14 +471,18 @@ def copies_every_block(q, blocks):
 # -------------------------------------------------------------------------------------------------- break_it
 
 
-@mistake("break_it", says="Random scores again: all three versions are right on them. Which scores does a random test never draw?")
+@mistake(
+    "break_it",
+    says="Random scores again: all three versions are right on them. Which scores does a random test never draw?",
+)
 def random_scores(name):
     return torch.randn(64, generator=torch.Generator().manual_seed(0))
 
 
 @mistake(
     "break_it",
-    says="This breaks more than one version at once, so it does not say which line is wrong. Change one thing at a time.",
+    says="This breaks more than one version at once, so it does not say which line is wrong. Change one thing at a"
+    " time.",
 )
 def everything_at_once(name):
     return torch.tensor([-200.0] * 4 + [-900.0] * 4)
@@ -486,8 +495,8 @@ def hidden_behind_a_mask(name):
 
 @mistake(
     "break_it",
-    says="You made the scores large and positive. Version A starts its maximum at 0, so a large maximum hides its fault; "
-    "go to the other side. And where does the unit of version B fall?",
+    says="You made the scores large and positive. Version A starts its maximum at 0, so a large maximum hides its "
+    "fault; go to the other side. And where does the unit of version B fall?",
 )
 def far_above_zero(name):
     return torch.full((8,), 200.0)
@@ -495,8 +504,8 @@ def far_above_zero(name):
 
 @mistake(
     "break_it",
-    says="A single dropped block weighs about 4 times e^-9, far below 0.01. Version C drops *every* such block: how many "
-    "fit into 4,096 scores?",
+    says="A single dropped block weighs about 4 times e^-9, far below 0.01. Version C drops *every* such block: "
+    "how many fit into 4,096 scores?",
 )
 def one_dropped_block(name):
     return torch.tensor([9.0] + [0.0] * 7)
@@ -504,8 +513,8 @@ def one_dropped_block(name):
 
 @mistake(
     "break_it",
-    says="The scores rise. Version B converts to the newest maximum, and in a rising row that is the largest one: it is "
-    "right there. Turn the row around.",
+    says="The scores rise. Version B converts to the newest maximum, and in a rising row that is the largest one: "
+    "it is right there. Turn the row around.",
 )
 def rising_row(name):
     return torch.linspace(-200.0, 200.0, 64)
@@ -571,8 +580,8 @@ def packed_rows_kernel(x_ptr, out_ptr, x_row_stride, x_col_stride, n, BLOCK: tl.
 
 @mistake(
     "fused_softmax",
-    says="Row 0 is right, later rows drift: you placed row i at `i * n`. The rows of this matrix lie further apart; the "
-    "launcher passes the distance.",
+    says="Row 0 is right, later rows drift: you placed row i at `i * n`. The rows of this matrix lie further "
+    "apart; the launcher passes the distance.",
 )
 def rows_assumed_packed(x):
     return launch(packed_rows_kernel, x)
@@ -590,8 +599,8 @@ def unit_columns_kernel(x_ptr, out_ptr, x_row_stride, x_col_stride, n, BLOCK: tl
 
 @mistake(
     "fused_softmax",
-    says="All right except the transposed matrix: its neighbours in a row are not neighbours in memory. One stride that "
-    "the launcher passes is never used.",
+    says="All right except the transposed matrix: its neighbours in a row are not neighbours in memory. One stride"
+    " that the launcher passes is never used.",
 )
 def columns_assumed_adjacent(x):
     return launch(unit_columns_kernel, x)
@@ -659,6 +668,9 @@ def undivided_kernel(x_ptr, out_ptr, x_row_stride, x_col_stride, n, BLOCK: tl.co
     tl.store(out_ptr + row * n + cols, tl.exp(x - tl.where(m == float("-inf"), 0.0, m)), mask=cols < n)
 
 
-@mistake("fused_softmax", says="The largest entry of each row is exactly 1: the exponentials were stored, and never divided by their sum.")
+@mistake(
+    "fused_softmax",
+    says="The largest entry of each row is exactly 1: the exponentials were stored, and never divided by their sum.",
+)
 def kernel_never_divides(x):
     return launch(undivided_kernel, x)
