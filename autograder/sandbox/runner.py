@@ -19,17 +19,21 @@ import math
 import socket
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from . import wire
-from .forbid import forbidding
+from .watch import ForbidFunctions, WatchOperations
 
 STDOUT_TAIL = 4096
 MESSAGE = 2000
+
+
+class AnswerMissing(NameError):
+    """The notebook defines nothing of the answer's name."""
 
 
 class Tail(io.TextIOBase):
@@ -57,7 +61,7 @@ class Shell:
 
     def run_cell_magic(self, name: str, line: str, body: str) -> None:
         if name in self.BODY_RUNS:
-            run_cell(f"%%{name}", body, self.namespace)
+            run_cell(f"%%{name} {len(linecache.cache)}", body, self.namespace)  # a name of its own
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
@@ -104,14 +108,24 @@ def load_drive(source: str | None) -> Callable[[Any, Case], Any]:
 def call(request: dict, blob: bytes, namespace: dict) -> tuple[Any, bytes]:
     """Drive the answer over one case and encode what it returns."""
     if request["answer"] not in namespace:
-        raise NameError(f"name '{request['answer']}' is not defined")
+        raise AnswerMissing(request["answer"])
     args, kwargs = wire.decode({"t": [request["args"], request["kwargs"]]}, blob, trusted=True)
     args = tuple(iter(arg) if index in request["once"] else arg for index, arg in enumerate(args))
     drive = load_drive(request["drive"])
     case = Case(request["case"], args, kwargs)
-    with forbidding(request["forbid"]):
+    with watching(request["forbid"]):
         result = drive(namespace[request["answer"]], case)
     return wire.encode(result)
+
+
+@contextlib.contextmanager
+def watching(forbidden: Sequence[str]) -> Iterator[None]:
+    """Refuse the question's forbidden operations; without any, leave the call alone."""
+    if not forbidden:
+        yield
+        return
+    with ForbidFunctions(forbidden), WatchOperations(forbidden):
+        yield
 
 
 def answer(request: dict, blob: bytes, namespace: dict) -> tuple[dict, bytes]:

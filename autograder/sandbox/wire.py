@@ -32,7 +32,7 @@ class WireError(Exception):
 
 
 class Opaque:
-    """Stands for a returned object that is not plain data; `kind` names its type. Equal to nothing."""
+    """Stands for a returned object that is not plain data; `kind` is what the sender calls it. Equal to nothing."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -159,7 +159,7 @@ def _encode_tensor(value: torch.Tensor, tensors: dict[str, torch.Tensor]) -> Any
     name = f"t{len(tensors)}"
     plain = value.detach().cpu()
     form: dict[str, Any] = {"T": name}
-    if not plain.is_contiguous():
+    if not plain.is_contiguous() and 0 not in plain.stride():  # an expanded tensor travels as a full one
         form["strides"] = list(plain.stride())
     if value.requires_grad:
         form["grad"] = True
