@@ -208,6 +208,7 @@ def call_in_place(question: Question, answer: Callable[..., Any], case: Case) ->
     except ForbiddenCall as error:
         return Outcome(error="ForbiddenCall", message=str(error))
     except Exception as error:
+        error = own_error(error)
         return Outcome(error=type(error).__name__, message=str(error)[:500], line=last_line(error))
     return Outcome(value, milliseconds=1000 * (time.perf_counter() - start))
 
@@ -217,6 +218,13 @@ def hand_over(question: Question, case: Case) -> Case:
     private = case.map(fresh)
     args = [iter(arg) if i in question.read_once else arg for i, arg in enumerate(private.args)]
     return private.replace(*args) if args else private
+
+
+def own_error(error: BaseException) -> BaseException:
+    """What the answer itself raised, where Triton's interpreter raised its own error from it."""
+    while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def last_line(error: BaseException) -> str:

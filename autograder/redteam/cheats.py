@@ -1,0 +1,177 @@
+"""Generic cheats: answers to any question that know nothing of its topic. `prove` demands 0 points for each.
+
+A cheat is source text that takes the place of the solution's cell. Most wrap the worked solution, so they return
+the right structure for any question. The functions above `GADGETS` travel as text: they may use torch and nothing else.
+"""
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from autograder.question import Case, Question
+from autograder.tree import tensors
+
+
+@dataclass(frozen=True)
+class Cheat:
+    """One dishonest answer as source text, and the errors by which the defence may stop it."""
+
+    name: str
+    source: str
+    may_raise: tuple[str, ...] = ()
+
+
+class Stream(list):
+    """What an iterator gave, kept, and handed on as an iterator again."""
+
+
+def walk(change, value):
+    """`change` applied to every leaf of nested data; an iterator is read to its end."""
+    if hasattr(value, "__next__"):
+        return Stream([walk(change, item) for item in value])  # item by item: each may be overwritten after its turn
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[walk(change, item) for item in value])
+    if isinstance(value, (tuple, list)):
+        return type(value)([walk(change, item) for item in value])
+    if isinstance(value, dict):
+        return {key: walk(change, item) for key, item in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return type(value)(*[walk(change, getattr(value, name)) for name in value.__dataclass_fields__])
+    return change(value)
+
+
+def leaves(value):
+    """All leaves of nested data in a list."""
+    found = []
+    walk(found.append, value)
+    return found
+
+
+def held(value):
+    """A copy that nobody else can overwrite."""
+    return walk(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, value)
+
+
+def call(answer, args, kwargs):
+    """Call with what `walk` made of the arguments."""
+    args = [iter(arg) if isinstance(arg, Stream) else arg for arg in args]
+    return answer(*args, **{key: iter(arg) if isinstance(arg, Stream) else arg for key, arg in kwargs.items()})
+
+
+def zero(leaf):
+    """Nothing, of the same type and shape."""
+    if isinstance(leaf, torch.Tensor):
+        return torch.zeros_like(leaf)
+    return type(leaf)() if isinstance(leaf, (bool, int, float, str)) else leaf
+
+
+def zeroed_in_place(leaf):
+    """The caller's own tensor overwritten with zeros, and a copy of it."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    with torch.no_grad():
+        return leaf.zero_().clone()
+
+
+def fitting(leaf, inputs):
+    """The first input of the same type and shape; failing that of the same type; failing that nothing."""
+    same_type = [given for given in inputs if type(given) is type(leaf)]
+    if isinstance(leaf, torch.Tensor):
+        same_shape = [given for given in same_type if given.shape == leaf.shape]
+        # Without one of the shape, the numbers of an input in the wanted shape: only numbers can give it away.
+        flat = same_type[0].flatten() if same_type and same_type[0].numel() else torch.zeros(1)
+        repeated = flat.repeat(leaf.numel() // flat.numel() + 1)[: leaf.numel()].reshape(leaf.shape).to(leaf.dtype)
+        return same_shape[0] if same_shape else repeated
+    return same_type[0] if same_type else zero(leaf)
+
+
+def signature(value):
+    """What two calls share that differ only in their tensors' numbers."""
+    return repr(walk(lambda leaf: (leaf.shape, leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf, value))
+
+
+def imported(module, function):
+    """The reference itself, by import: from where Python looks, then from every folder above what is loaded."""
+    import importlib
+    import pathlib
+    import sys
+
+    known = [pathlib.Path.cwd(), *sys.path, *(getattr(m, "__file__", None) or "." for m in list(sys.modules.values()))]
+    above = {str(parent) for path in known for parent in pathlib.Path(path).resolve().parents}
+    refused = ""
+    for extra in ([], sorted(above)):
+        sys.path[:0] = extra
+        try:
+            return getattr(importlib.import_module(module), function)
+        except ImportError as error:
+            refused = str(error)
+        finally:
+            del sys.path[: len(extra)]
+    raise ImportError(refused)
+
+
+GADGETS = (Stream, walk, leaves, held, call, zero, zeroed_in_place, fitting, signature, imported)
+
+ZEROS = """
+    return walk(zero, honest(*args, **kwargs))
+"""
+FIRST_INPUT = """
+    return held(args[0])
+"""
+INPUTS_FITTED = """
+    args, kwargs = held((args, kwargs))
+    inputs = leaves((args, kwargs))
+    return walk(lambda leaf: fitting(leaf, inputs), call(honest, args, kwargs))
+"""
+INPUTS_MUTATED = """
+    args, kwargs = walk(zeroed_in_place, (args, kwargs))
+    return call(honest, args, kwargs)
+"""
+CACHED_REPLAY = """
+    args, kwargs = held((args, kwargs))
+    key = signature((args, kwargs))
+    if key not in kept:
+        kept[key] = call(honest, args, kwargs)
+    return kept[key]
+"""
+ORACLE_IMPORTED = """
+    return imported({module!r}, {function!r})(*args, **kwargs)
+"""
+
+
+def cheats(question: Question, solution: str, cases: Iterable[Case]) -> list[Cheat]:
+    """Every generic cheat that makes sense for the question; `solution` is its worked solution's source.
+
+    To overwrite or replay inputs is a cheat only where an input is a tensor: numbers can not be overwritten, and the
+    same numbers deserve the same result.
+    """
+    found = [
+        Cheat("zeros", wrapped(question, solution, ZEROS)),
+        Cheat("first input returned", wrapped(question, solution, FIRST_INPUT)),
+        Cheat("inputs returned in the right shape", wrapped(question, solution, INPUTS_FITTED)),
+    ]
+    if any(True for case in cases for _ in tensors((case.args, case.kwargs))):
+        found.append(Cheat("inputs mutated", wrapped(question, solution, INPUTS_MUTATED)))
+        found.append(Cheat("cached replay", wrapped(question, solution, CACHED_REPLAY)))
+    if question.oracle is not None:
+        module, _, function = question.oracle.partition(":")
+        body = ORACLE_IMPORTED.format(module=module, function=function)
+        found.append(
+            Cheat("oracle imported", wrapped(question, solution, body), ("ImportError", "ModuleNotFoundError"))
+        )
+    if question.library is not None:
+        found.append(
+            Cheat("library call", f"import torch\n{question.answer} = {question.library}\n", ("ForbiddenCall",))
+        )
+    return found
+
+
+def wrapped(question: Question, solution: str, body: str) -> str:
+    """The worked solution, renamed, and the answer as the cheat around it."""
+    gadgets = "\n\n".join(inspect.getsource(gadget) for gadget in GADGETS)
+    return (
+        f"{solution}\n\nimport torch\n\n{gadgets}\n\nhonest, kept = {question.answer}, {{}}\n\n"
+        f"def {question.answer}(*args, **kwargs):{body}"
+    )
