@@ -1,5 +1,6 @@
 """Figures and how to show them: plain data in, an Axes or a Figure out; only `show` displays."""
 
+from course.viz.bytes import against, byte_bars, roofline
 from course.viz.display import show
 from course.viz.style import (
     ALT,
@@ -19,6 +20,7 @@ from course.viz.style import (
     use_style,
     wrap,
 )
+from course.viz.tile_map import count_tiles, tile_map, tile_maps
 from course.viz.trace import by_layer, cash_box, exactness, growth, row_maxima, running_max
 
 __all__ = [
@@ -31,18 +33,24 @@ __all__ = [
     "MUTED",
     "PAPER",
     "RULE",
+    "against",
     "binary",
     "by_layer",
+    "byte_bars",
     "cash_box",
     "claim",
+    "count_tiles",
     "exactness",
     "growth",
     "label_ends",
     "log2_axis",
     "note",
+    "roofline",
     "row_maxima",
     "running_max",
     "show",
+    "tile_map",
+    "tile_maps",
     "use_style",
     "wrap",
 ]
