@@ -34,6 +34,7 @@ def build(source: Source) -> NotebookNode:
     text = source.path.read_text(encoding="utf-8")
     notebook = jupytext.reads(text, fmt="py:percent")
     cells = [_cell(source, number, cell) for number, cell in enumerate(notebook.cells, start=1)]
+    _refuse_doubles(source, cells)
     _name(cells)
     metadata = {**METADATA, "source_sha256": source.sha256()}
     result = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
@@ -118,6 +119,17 @@ def _nbgrader(role_: str, question: Question) -> dict[str, Any]:
         "task": False,
     }
     return {**fields, "points": question.points} if graded else fields
+
+
+def _refuse_doubles(source: Source, cells: list[NotebookNode]) -> None:
+    seen: dict[tuple[str, str], int] = {}
+    for number, cell in enumerate(cells, start=1):
+        kind, name = role(cell)
+        if kind and seen.setdefault((kind, name), number) != number:
+            first = seen[kind, name]
+            raise NotebookError(
+                f'{source.shown}, cell {number}: a second {kind}="{name}"; the first is cell {first}. Keep one.'
+            )
 
 
 def _name(cells: list[NotebookNode]) -> None:

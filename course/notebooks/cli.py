@@ -67,7 +67,8 @@ def write(source: Source, *, run: bool, force: bool) -> list[Problem]:
     problems = lint(source, built)
     if source.is_lab:
         text = student_text(source)
-        problems += leaks(source, _parse(text))
+        if leaked := leaks(source, _parse(text)):
+            return [*problems, *leaked]  # not written: a leak must not reach a commit
     else:
         built = attach(built, _committed(source) or built)
         if run and (force or not has_outputs(built)):
@@ -78,8 +79,6 @@ def write(source: Source, *, run: bool, force: bool) -> list[Problem]:
             print(
                 f"{shown(source.notebook)}: without outputs. Run: python -m course notebooks --execute {source.shown}"
             )
-    if problems and source.is_lab:
-        return problems  # a notebook that might leak is not written
     _write(source.notebook, text)
     return problems
 

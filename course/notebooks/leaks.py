@@ -17,7 +17,7 @@ from course.notebooks.sources import Problem, Source
 
 MARKERS = ("BEGIN SOLUTION", "END SOLUTION", "BEGIN HIDDEN TESTS", "END HIDDEN TESTS", "MARK SCHEME")
 SHORTEST_LINE = 12  # characters; a shorter line says nothing about the solution
-SHORTEST_SENTENCE = 40  # characters of staff text; a shorter one may be anybody's
+RUN = 12  # equal words in a row; fewer may be a definition that both places need
 # Lines that any program has: they carry no idea.
 COMMON_LINE = re.compile(
     r"(import|from)\s.*|return [\w, ]+|[\w, ]+ = [-\w., ]+|for \w+ in range\([^()]*\):|with torch\.no_grad\(\):"
@@ -79,33 +79,38 @@ def _solution_lines(source: Source, student: NotebookNode) -> Iterator[tuple[int
 
 
 def _staff_text(source: Source, student: NotebookNode) -> Iterator[tuple[int, str, str]]:
-    cells = [(number, _plain(cell.source)) for number, cell in enumerate(student.cells, start=1)]
-    for file in ("mistakes.py", "staff.md"):
-        path = source.folder / file
-        for secret in sorted(_secrets(path)) if path.is_file() else ():
-            for number, text in cells:
-                if secret in text:
-                    yield number, f'text of {file}: "{secret[:60]}"', "It stays with staff; say it another way."
+    fix = "It stays with staff; say it another way."
+    secrets = {path.name: _secrets(path) for path in _staff_files(source)}
+    for number, cell in enumerate(student.cells, start=1):
+        runs = _runs(cell.source)
+        for file, (names, phrases) in secrets.items():
+            if shared := sorted(phrases & runs):
+                yield number, f'words of {file}: "{shared[0]} …"', fix
+            for name in sorted(name for name in names if name in cell.source):
+                yield number, f"a name of {file}: {name}", fix
 
 
-def _secrets(path: Path) -> set[str]:
-    """Names and diagnoses of mistakes.py; sentences of staff.md outside headings and quotations of the task."""
+def _staff_files(source: Source) -> list[Path]:
+    return [path for path in (source.folder / "mistakes.py", source.folder / "staff.md") if path.is_file()]
+
+
+def _secrets(path: Path) -> tuple[set[str], set[str]]:
+    """(names, runs of words): what mistakes.py calls and says; what staff.md says outside headings and quotations."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
-        prose = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith((">", "#", "|")))
-        return set(_sentences(prose))
-    secrets: set[str] = set()
+        return set(), _runs(
+            "\n".join(line for line in text.splitlines() if not line.lstrip().startswith((">", "#", "|")))
+        )
+    names, phrases = set(), set()
     for function in (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)):
         for call in (node for node in function.decorator_list if isinstance(node, ast.Call)):
-            secrets |= {function.name} if len(function.name) >= SHORTEST_LINE else set()
+            names |= {function.name} if len(function.name) >= SHORTEST_LINE else set()
             says = [keyword.value for keyword in call.keywords if keyword.arg == "says"]
-            secrets |= {s for value in says if isinstance(value, ast.Constant) for s in _sentences(str(value.value))}
-    return secrets
+            phrases |= {run for value in says if isinstance(value, ast.Constant) for run in _runs(str(value.value))}
+    return names, phrases
 
 
-def _sentences(text: str) -> Iterator[str]:
-    return (part for part in re.split(r"(?<=[.?!])\s+", _plain(text)) if len(part) >= SHORTEST_SENTENCE)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
+def _runs(text: str) -> set[str]:
+    """Every run of RUN consecutive words: punctuation, case and line breaks do not hide a quotation."""
+    words = re.findall(r"\w+", text.lower())
+    return {" ".join(words[i : i + RUN]) for i in range(len(words) - RUN + 1)}

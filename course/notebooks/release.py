@@ -54,9 +54,10 @@ def student_text(source: Source) -> str:
             exporter.register_preprocessor(step)
     try:
         text, _ = exporter.from_notebook_node(build(source), resources={"unique_key": "lab"})
-    except RuntimeError as error:  # nbgrader's word for a region that is not closed, or nested
+    except RuntimeError as error:  # nbgrader's word for a region that is not closed, nested, or in a wrong cell
         raise NotebookError(
-            f"{source.shown}: {error}. Each `# BEGIN SOLUTION` needs one `# END SOLUTION` in the same cell."
+            f"{source.shown}: nbgrader says: {error}. Each BEGIN line needs its END line in the same cell, "
+            "and the cell a question, a check or a written mark."
         ) from None
     return str(text)
 
