@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from autograder.mechanism import Forbids, MechanismResult
 from autograder.question import Case, Mistake, Question
-from autograder.sandbox.watch import ForbiddenCall, ForbidFunctions, WatchOperations
+from autograder.sandbox.watch import ForbiddenCall, ForbidFunctions, WatchOperations, own_error
 from autograder.score import CaseResult, Report
 from autograder.tolerance import Comparison, Difference, alike, compare
 from autograder.tree import fresh, to_double
@@ -218,13 +218,6 @@ def hand_over(question: Question, case: Case) -> Case:
     private = case.map(fresh)
     args = [iter(arg) if i in question.read_once else arg for i, arg in enumerate(private.args)]
     return private.replace(*args) if args else private
-
-
-def own_error(error: BaseException) -> BaseException:
-    """What the answer itself raised, where Triton's interpreter raised its own error from it."""
-    while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def last_line(error: BaseException) -> str:

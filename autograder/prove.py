@@ -10,19 +10,21 @@ authors, in seconds, but blind to the sandbox (`oracle imported`) and with a sta
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from autograder.checks import Outcome, Runner, examine
-from autograder.labs import Lab, LabError, all_labs, find_lab
+from autograder.labs import Lab, LabError, all_labs, find_lab, load_lab
 from autograder.question import Case, Question
-from autograder.redteam.bench import InProcess
+from autograder.redteam.bench import Judged, Quick
 from autograder.redteam.cheats import cheats
 from autograder.score import Report
 from autograder.student import visible_seed
@@ -58,16 +60,15 @@ class Verdict:
 # --- the answers ----------------------------------------------------------------------------------------
 
 
-def notebook(lab: Lab, replace: dict[str, str] | None = None) -> tuple[tuple[str, str], ...]:
-    """The graded cells of lab.py with all worked solutions, some of them replaced."""
+def notebook(lab: Lab, added: str = "") -> tuple[tuple[str, str], ...]:
+    """The graded cells of lab.py with all worked solutions, and a last cell that redefines one of them."""
     cells = []
     for index, cell in enumerate(lab.cells):
         question = cell.metadata.get("question")
-        if question:
-            cells.append((question, (replace or {}).get(question, cell.source)))
-        elif "setup" in cell.metadata.get("tags", ()):
-            cells.append((f"setup {index}", cell.source))
-    return tuple(cells)
+        if question or "setup" in cell.metadata.get("tags", ()):
+            cells.append((question or f"setup {index}", cell.source))
+    # At the end, where a student's own cells come too: a setup cell may define an answer around the student's part.
+    return (*cells, ("added", added)) if added else tuple(cells)
 
 
 def released(lab: Lab) -> tuple[tuple[str, str], ...]:
@@ -87,10 +88,10 @@ def answers(lab: Lab, question: Question) -> Iterator[Answer]:
     text = (lab.folder / "mistakes.py").read_text(encoding="utf-8")
     for known in lab.mistakes(name):
         source = f"{text}\n\n{question.answer} = {known.name}\n"
-        yield Answer(name, "mistake", known.name, notebook(lab, {name: source}))
+        yield Answer(name, "mistake", known.name, notebook(lab, source))
     cases = [case for _, case in question.draw(visible_seed(lab.slug), draws=1)]
-    for cheat in cheats(question, lab.solution(name), cases):
-        yield Answer(name, "cheat", cheat.name, notebook(lab, {name: cheat.source}), cheat.may_raise)
+    for cheat in cheats(question, cases):
+        yield Answer(name, "cheat", cheat.name, notebook(lab, cheat.source), cheat.may_raise)
 
 
 # --- what must hold -------------------------------------------------------------------------------------
@@ -160,15 +161,33 @@ class Recorder:
         return self.runner.peak(question, case, warmup)
 
 
-def judge(lab: Lab, answer: Answer, runner: Runner, seeds: dict[str, int]) -> Iterator[Verdict]:
-    """The answer under every seed."""
+def judge(lab: Lab, answer: Answer, bench: Judged | Quick, seeds: dict[str, int]) -> list[Verdict]:
+    """The answer under every seed, in one process that keeps its state."""
     question, points = lab.checks[answer.question], lab.questions[answer.question].points
     known = lab.mistakes(question.name) if answer.kind == "mistake" else ()
-    for name, seed in seeds.items():
-        recorder = Recorder(runner)
-        report = examine(question, recorder, oracle=lab.oracle(question), seed=seed, mistakes=known, points=points)
-        found = problem(answer, report, recorder.errors)
-        yield Verdict(lab.slug, question.name, answer.kind, answer.name, name, report.earned, points, found)
+    verdicts = []
+    with bench.open(answer.cells) as runner:
+        for name, seed in seeds.items():
+            recorder = Recorder(runner)
+            oracle = lab.oracle(question)
+            report = examine(question, recorder, oracle=oracle, seed=seed, mistakes=known, points=points)
+            found = problem(answer, report, recorder.errors)
+            verdict = Verdict(lab.slug, question.name, answer.kind, answer.name, name, report.earned, points, found)
+            verdicts.append(verdict)
+    return verdicts
+
+
+class Worker:
+    """One process of several that judge answers; it keeps its labs and zygotes warm."""
+
+    benches: ClassVar[dict[Path, Judged | Quick]] = {}
+
+    @classmethod
+    def judge(cls, folder: Path, answer: Answer, quick: bool, seeds: dict[str, int]) -> list[Verdict]:
+        if folder not in cls.benches:
+            cls.benches[folder] = (Quick if quick else Judged)(load_lab(folder))
+        bench = cls.benches[folder]
+        return judge(bench.lab, answer, bench, seeds)
 
 
 # --- the table ------------------------------------------------------------------------------------------
@@ -222,17 +241,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(labs: Sequence[Lab], options: argparse.Namespace, start: float) -> int:
-    missing, verdicts = [], []
+    missing, tasks = [], []
     for lab in labs:
         seeds = {"public": visible_seed(lab.slug), "hidden": options.seed}
         chosen = [q for q in lab.checks.values() if not options.question or q.name in options.question]
         missing += [f"{lab.slug} {q.name}: {text}" for q in chosen for text in demands(lab, q)]
-        todo = [answer for q in chosen for answer in answers(lab, q)]
-        if options.quick:
-            todo = [answer for answer in todo if answer.name != "oracle imported"]
-        for answer in progress(todo, lab.slug):
-            with InProcess(lab, answer.cells) as runner:
-                verdicts += judge(lab, answer, runner, seeds)
+        # In this process nothing keeps an answer from importing the oracle.
+        todo = [a for q in chosen for a in answers(lab, q) if not (options.quick and a.name == "oracle imported")]
+        tasks += [(lab.folder, answer, options.quick, seeds) for answer in todo]
+    verdicts = [verdict for some in judged(tasks, options.jobs) for verdict in some]
     survivors = [v for v in verdicts if v.problem]
     print(kill_table(verdicts))
     for text in missing:
@@ -249,22 +266,36 @@ def run(labs: Sequence[Lab], options: argparse.Namespace, start: float) -> int:
     return 1 if survivors or missing else 0
 
 
+def judged(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[list[Verdict]]:
+    """The verdicts on all tasks, in order, from `jobs` processes (1: from this one)."""
+    if jobs == 1:
+        try:
+            yield from progress((Worker.judge(*task) for task in tasks), len(tasks))
+        finally:
+            while Worker.benches:
+                Worker.benches.popitem()[1].close()
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from progress(pool.map(Worker.judge, *zip(*tasks, strict=True)), len(tasks))
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="autograder prove", description=__doc__.split("\n\n")[1])
     parser.add_argument("labs", nargs="*", metavar="LAB", help="a lab's slug or number; none means all")
     parser.add_argument("--quick", action="store_true", help="call answers in this process: seconds, for authors")
     parser.add_argument("--question", action="append", help="only this question (may be given again)")
     parser.add_argument("--seed", type=int, default=secrets.randbits(62), help="the hidden seed, to repeat a run")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that judge at the same time")
     parser.add_argument("--json", metavar="FILE", help="also write every verdict to FILE")
     return parser.parse_args(argv)
 
 
-def progress(items: Sequence[Any], what: str) -> Iterator[Any]:
+def progress(items: Iterable[Any], total: int) -> Iterator[Any]:
     """A progress bar on stderr where there is someone to look."""
     with contextlib.suppress(ImportError):
         from tqdm import tqdm
 
-        return iter(tqdm(items, desc=what, unit="answer", disable=not sys.stderr.isatty(), leave=False))
+        return iter(tqdm(items, total=total, unit="answer", disable=not sys.stderr.isatty(), leave=False))
     return iter(items)
 
 

@@ -1,4 +1,4 @@
-"""Where answers run while the grader is examined: in this process, for authors in a hurry."""
+"""Where answers run while the grader is examined: in the real judge, or in this process for authors in a hurry."""
 
 import contextlib
 import io
@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from autograder.checks import Outcome
+from autograder.judge.judge import SandboxRunner
+from autograder.judge.session import Cell, Notebook, Zygote
 from autograder.labs import Lab
 from autograder.question import Case, Question
 from autograder.student import AnswerInPlace
@@ -18,10 +20,40 @@ class TooSlow(BaseException):
     """The deadline passed; no `except Exception` of an answer may swallow it."""
 
 
+Cells = Sequence[tuple[str, str]]  # (name, source) of each code cell, in notebook order
+
+
+class Judged:
+    """Opens notebooks in the real judge: one zygote, one sandboxed process per notebook."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.zygote = Zygote(lab.imports)
+
+    def open(self, cells: Cells) -> SandboxRunner:
+        return SandboxRunner(self.zygote, Notebook([Cell(*cell) for cell in cells]), self.lab.seconds)
+
+    def close(self) -> None:
+        self.zygote.close()
+
+
+class Quick:
+    """Opens notebooks in this process."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def open(self, cells: Cells) -> "InProcess":
+        return InProcess(self.lab, cells)
+
+    def close(self) -> None:
+        pass
+
+
 class InProcess:
     """Runs a notebook's cells here and calls its answers in place (a `Runner` of autograder.checks)."""
 
-    def __init__(self, lab: Lab, cells: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, lab: Lab, cells: Cells) -> None:
         self.lab, self.cells = lab, cells
         self.problems: list[str] = []  # what cells raised; as in the judge, the cells after them still run
 

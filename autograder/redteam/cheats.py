@@ -1,7 +1,7 @@
 """Generic cheats: answers to any question that know nothing of its topic. `prove` demands 0 points for each.
 
-A cheat is source text that takes the place of the solution's cell. Most wrap the worked solution, so they return
-the right structure for any question. The functions above `GADGETS` travel as text: they may use torch and nothing else.
+A cheat is the source of a cell that comes after the worked solution. Most wrap it, so they return the right structure
+for any question. The functions above `GADGETS` travel as text: they may use torch and nothing else.
 """
 
 import inspect
@@ -99,13 +99,14 @@ def imported(module, function):
     import sys
 
     known = [pathlib.Path.cwd(), *sys.path, *(getattr(m, "__file__", None) or "." for m in list(sys.modules.values()))]
-    above = {str(parent) for path in known for parent in pathlib.Path(path).resolve().parents}
+    above = sorted({str(parent) for path in known for parent in pathlib.Path(path).resolve().parents})
+    labs = [str(folder) for parent in above for folder in pathlib.Path(parent).glob("labs/*")]
     refused = ""
-    for extra in ([], sorted(above)):
+    for extra in ([], above, labs):
         sys.path[:0] = extra
         try:
             return getattr(importlib.import_module(module), function)
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:  # or a folder of that name, which imports as an empty package
             refused = str(error)
         finally:
             del sys.path[: len(extra)]
@@ -117,10 +118,7 @@ GADGETS = (Stream, walk, leaves, held, call, zero, zeroed_in_place, fitting, sig
 ZEROS = """
     return walk(zero, honest(*args, **kwargs))
 """
-FIRST_INPUT = """
-    return held(args[0])
-"""
-INPUTS_FITTED = """
+INPUTS_RETURNED = """
     args, kwargs = held((args, kwargs))
     inputs = leaves((args, kwargs))
     return walk(lambda leaf: fitting(leaf, inputs), call(honest, args, kwargs))
@@ -141,26 +139,23 @@ ORACLE_IMPORTED = """
 """
 
 
-def cheats(question: Question, solution: str, cases: Iterable[Case]) -> list[Cheat]:
-    """Every generic cheat that makes sense for the question; `solution` is its worked solution's source.
+def cheats(question: Question, cases: Iterable[Case]) -> list[Cheat]:
+    """Every generic cheat that makes sense for the question.
 
     To overwrite or replay inputs is a cheat only where an input is a tensor: numbers can not be overwritten, and the
     same numbers deserve the same result.
     """
     found = [
-        Cheat("zeros", wrapped(question, solution, ZEROS)),
-        Cheat("first input returned", wrapped(question, solution, FIRST_INPUT)),
-        Cheat("inputs returned in the right shape", wrapped(question, solution, INPUTS_FITTED)),
+        Cheat("zeros", wrapped(question, ZEROS)),
+        Cheat("inputs returned", wrapped(question, INPUTS_RETURNED)),
     ]
     if any(True for case in cases for _ in tensors((case.args, case.kwargs))):
-        found.append(Cheat("inputs mutated", wrapped(question, solution, INPUTS_MUTATED)))
-        found.append(Cheat("cached replay", wrapped(question, solution, CACHED_REPLAY)))
+        found.append(Cheat("inputs mutated", wrapped(question, INPUTS_MUTATED)))
+        found.append(Cheat("cached replay", wrapped(question, CACHED_REPLAY)))
     if question.oracle is not None:
         module, _, function = question.oracle.partition(":")
         body = ORACLE_IMPORTED.format(module=module, function=function)
-        found.append(
-            Cheat("oracle imported", wrapped(question, solution, body), ("ImportError", "ModuleNotFoundError"))
-        )
+        found.append(Cheat("oracle imported", wrapped(question, body), ("ImportError", "ModuleNotFoundError")))
     if question.library is not None:
         found.append(
             Cheat("library call", f"import torch\n{question.answer} = {question.library}\n", ("ForbiddenCall",))
@@ -168,10 +163,10 @@ def cheats(question: Question, solution: str, cases: Iterable[Case]) -> list[Che
     return found
 
 
-def wrapped(question: Question, solution: str, body: str) -> str:
-    """The worked solution, renamed, and the answer as the cheat around it."""
+def wrapped(question: Question, body: str) -> str:
+    """A cell that puts the cheat around the worked solution, which the cells before it define."""
     gadgets = "\n\n".join(inspect.getsource(gadget) for gadget in GADGETS)
     return (
-        f"{solution}\n\nimport torch\n\n{gadgets}\n\nhonest, kept = {question.answer}, {{}}\n\n"
+        f"import torch\n\n{gadgets}\n\nhonest, kept = {question.answer}, {{}}\n\n"
         f"def {question.answer}(*args, **kwargs):{body}"
     )

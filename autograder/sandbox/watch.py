@@ -52,3 +52,10 @@ def refuse(operation: str, names: Iterable[str]) -> None:
     for name in names:
         if name in operation:
             raise ForbiddenCall(f"`{operation}` was called, but this question is to be solved without `{name}`")
+
+
+def own_error(error: BaseException) -> BaseException:
+    """What the answer itself raised, where Triton's interpreter raised its own error from it."""
+    while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
+        error = error.__cause__
+    return error
