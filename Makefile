@@ -84,9 +84,10 @@ format: $(VENV)/.dev  ## let ruff rewrite what it can
 
 e2e: $(VENV)/.dev $(VENV)/.models  ## JupyterLab answers, every notebook runs in a real kernel
 	$(PYTEST) -m e2e $(ARGS)
+	$(ONE_THREAD) $(PY) -m course notebooks --check --execute
 
 notebooks: $(VENV)/.dev $(VENV)/.models  ## rebuild stale notebooks and README's tables
-	$(PY) -m course notebooks $(ARGS)
+	$(PY) -m course notebooks --execute $(ARGS)
 	$(PY) -m course readme
 
 prove: $(VENV)/.dev  ## the graders' exam: every mistake and every cheat must lose points

@@ -51,7 +51,7 @@ def place_notebooks(root: Path, mine: Path) -> Iterator[str]:
                 trust.sign(nbformat.read(theirs, as_version=4))
             placed[name] = new
         elif placed.get(name) not in (None, new):
-            yield f"{MINE}/{name} has your edits and stays; the course has a newer one. To take it, rename yours first."
+            yield f"{theirs} has your edits and stays; the course has a newer one. To take it, rename yours first."
     write_atomically(record, json.dumps(placed, indent=1).encode())
 
 
@@ -116,12 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="course lab", description="Open the course in JupyterLab. Other options go to JupyterLab itself."
     )
     parser.add_argument("--staff", action="store_true", help="the whole repository, with nbgrader's instructor tools")
+    parser.add_argument("--folder", type=Path, default=ROOT / MINE, help=f"where your notebooks are [default: {MINE}]")
     options, extra = parser.parse_known_args(argv)
-    mine = ROOT / MINE
+    mine = options.folder.resolve()
     for message in place_notebooks(ROOT, mine):
         print(message)
     browser = os.environ.get("BROWSER", "")
     words = command(ROOT, mine, extra, staff=options.staff, browser=browser)
-    print(f"Your notebooks are in {MINE}/. JupyterLab's address follows; Ctrl-C stops it.", flush=True)
+    print(f"Your notebooks are in {mine}. JupyterLab's address follows; Ctrl-C stops it.", flush=True)
     os.chdir(ROOT)
     os.execve(words[0], words, environment(ROOT, mine, os.environ, staff=options.staff))
