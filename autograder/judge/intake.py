@@ -13,6 +13,7 @@ import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbformat.notebooknode import NotebookNode
@@ -136,13 +137,13 @@ def _adopt(notebook: NotebookNode, release: Release) -> list[Note]:
 
 def _strip_copies(notebook: NotebookNode, release: Release) -> list[Note]:
     """Keep one cell per name as the graded one; a copy stays as plain code, an unknown name as nothing."""
-    kept = {name: _original(notebook, release, name) for name in release.graded}
+    kept: dict[str, Any] = {name: _original(notebook, release, name) for name in release.graded}
     notes = []
     for cell in notebook.cells:
         if "nbgrader" not in cell.metadata:
             continue
         name = grade_id(cell)
-        if cell is kept.get(name):
+        if name in kept and cell is kept[name]:
             if _fields(cell) != _fields(release.graded[name]):
                 notes.append(Note(f"The label of `{name}` was changed; ours counts.", f"`{name}`: metadata edited"))
                 cell.metadata["nbgrader"] = copy.deepcopy(release.graded[name].metadata["nbgrader"])
@@ -163,7 +164,7 @@ def _original(notebook: NotebookNode, release: Release, name: str) -> NotebookNo
     return next(iter(originals or found), None)
 
 
-def _fields(cell: NotebookNode) -> dict:
+def _fields(cell: Any) -> dict:
     """nbgrader's metadata without the checksum, which nbgrader rewrites itself."""
     metadata = cell.metadata["nbgrader"]
     return {key: value for key, value in metadata.items() if key not in ("checksum", "cell_type")}

@@ -1,0 +1,208 @@
+"""`autograder`: release labs, grade classes, examine the graders. One function per verb; the work is elsewhere."""
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = """Release labs, grade classes, and examine the graders themselves."""
+EPILOG = """a class, end to end:
+  autograder release 03                        make the student version through nbgrader, compare it byte for byte
+  autograder grade 03 --from submissions/      collect, judge, record, write feedback, export grades.csv
+  autograder grade 03                          the same, from nbgrader's exchange
+
+Rerunning is safe: what has not changed is not judged or recorded again. Exit status: 0 all well, 1 a problem with
+some submission (named on stderr; it has no points), 2 nothing could be done.
+More: autograder VERB --help"""
+
+# Verbs that live in a module of their own: name -> (module, help). Loaded only when called.
+ELSEWHERE = {
+    "new-lab": ("autograder.new_lab", "make the folder of a new lab"),
+    "prove": ("autograder.prove", "the graders' own exam: reference, stubs, mistakes, cheats"),
+    "rehearse": ("autograder.rehearse", "grade a synthetic class with known scores"),
+    "doctor": ("autograder.doctor", "which grading tier this machine gives, and what it lacks"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in ELSEWHERE:
+        return elsewhere(argv[0], argv[1:])
+    arguments = parser().parse_args(argv)
+    prepare(arguments)
+    from autograder.judge.cycle import CycleError
+    from autograder.judge.session import SandboxError
+    from autograder.labs import LabError
+
+    try:
+        return int(arguments.run(arguments))
+    except (CycleError, LabError, SandboxError, FileNotFoundError) as problem:
+        print(f"autograder {arguments.verb}: {problem}", file=sys.stderr)
+        return 2
+
+
+def elsewhere(verb: str, rest: list[str]) -> int:
+    module, _ = ELSEWHERE[verb]
+    return int(importlib.import_module(module).main(rest) or 0)
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Settings that must stand before torch, Triton and nbgrader are imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if arguments.labs is not None:
+        os.environ["COURSE_LABS"] = str(arguments.labs.resolve())
+    interpret_without_gpu()
+
+
+def interpret_without_gpu() -> None:
+    """Triton's interpreter where no GPU is; it counts only before Triton is first imported."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="autograder", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter
+    )
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    add_release(verbs)
+    add_grade(verbs)
+    judge = add(verbs, "judge", "write a signed verdict for each collected submission", run_judge, lab=True)
+    add_judging(judge)
+    add_students(judge)
+    add_students(add(verbs, "record", "put the verdicts into nbgrader's gradebook", run_record, lab=True))
+    add_students(add(verbs, "feedback", "write one HTML page per student", run_feedback, lab=True))
+    export = add(verbs, "export", "write all grades as CSV", run_export)
+    export.add_argument("--to", type=Path, default=Path("grades.csv"), help="[default: grades.csv]")
+    for name, (_, says) in ELSEWHERE.items():
+        verbs.add_parser(name, help=says, add_help=False)
+    return top
+
+
+def add(verbs: Any, name: str, says: str, run: Callable[[Any], int], lab: bool = False) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=says, description=says[0].upper() + says[1:] + ".")
+    verb.set_defaults(run=run)
+    if lab:
+        verb.add_argument("lab", help='the lab\'s folder name, or its number: "03"')
+    verb.add_argument("--course", type=Path, default=None, help="course folder [default: ./course, or here]")
+    verb.add_argument("--labs", type=Path, default=None, help="folder of labs [default: found beside the course]")
+    return verb
+
+
+def add_release(verbs: Any) -> None:
+    verb = add(verbs, "release", "make nbgrader's release of a lab", run_release, lab=True)
+    verb.add_argument("--publish", action="store_true", help="also put it into nbgrader's exchange for students")
+
+
+def add_grade(verbs: Any) -> None:
+    verb = add(verbs, "grade", "collect, judge, record, write feedback and export", run_grade, lab=True)
+    verb.add_argument("--from", dest="folder", type=Path, metavar="DIR", help="<student>.ipynb or <student>/lab.ipynb")
+    verb.add_argument("--csv", type=Path, default=Path("grades.csv"), help="where the grades go [default: grades.csv]")
+    add_judging(verb)
+
+
+def add_judging(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--jobs", type=int, default=None, help="submissions judged at once [default: one per core]")
+    verb.add_argument("--new-seed", action="store_true", help="draw new hidden cases: regrades everybody")
+
+
+def add_students(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--student", action="append", default=[], metavar="ID", help="only this one; may be repeated")
+
+
+# --- verbs --------------------------------------------------------------------------------------------
+
+
+def run_release(arguments: argparse.Namespace) -> int:
+    from autograder.judge import cycle
+    from autograder.labs import find_lab
+
+    path = cycle.release(open_course(arguments), find_lab(arguments.lab), publish=arguments.publish)
+    print(f"{path}: released, equal to the lab's own notebook byte for byte")
+    return 0
+
+
+def run_judge(arguments: argparse.Namespace) -> int:
+    from autograder.judge import cycle
+    from autograder.labs import find_lab
+
+    jobs = arguments.jobs or cycle.default_jobs()
+    course, lab = open_course(arguments), find_lab(arguments.lab)
+    return tell("judge", cycle.judge(course, lab, jobs=jobs, new_seed=arguments.new_seed, students=arguments.student))
+
+
+def run_record(arguments: argparse.Namespace) -> int:
+    from autograder.judge import cycle
+    from autograder.labs import find_lab
+
+    return tell("record", cycle.record(open_course(arguments), find_lab(arguments.lab), arguments.student))
+
+
+def run_feedback(arguments: argparse.Namespace) -> int:
+    from autograder.judge import cycle
+    from autograder.labs import find_lab
+
+    return tell("feedback", cycle.write_feedback(open_course(arguments), find_lab(arguments.lab), arguments.student))
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    from autograder.judge import cycle
+
+    print(f"{cycle.export(open_course(arguments), arguments.to)}: written")
+    return 0
+
+
+def run_grade(arguments: argparse.Namespace) -> int:
+    """All steps; a problem with one submission does not keep the others from their grade."""
+    from autograder.judge import cycle
+    from autograder.judge.verdict import NOT_FOR_GRADES, TIER
+    from autograder.labs import find_lab
+
+    start = time.monotonic()
+    course, lab = open_course(arguments), find_lab(arguments.lab)
+    jobs = arguments.jobs or cycle.default_jobs()
+    status = tell("collect", cycle.collect(course, lab, arguments.folder))
+    status |= tell("judge", cycle.judge(course, lab, jobs=jobs, new_seed=arguments.new_seed))
+    status |= tell("record", cycle.record(course, lab))
+    status |= tell("feedback", cycle.write_feedback(course, lab, fresh=False))
+    print(f"{cycle.export(course, arguments.csv)}: written")
+    print(table(cycle.scores(course, lab)))
+    print(f"{lab.slug}: {time.monotonic() - start:.0f} s" + (f". {NOT_FOR_GRADES}" if TIER == "T0" else ""))
+    return status
+
+
+def table(scores: dict[str, dict[str, Any]]) -> str:
+    """Student, points, and whether a person still has something to read."""
+    lines = [f"{'student':24} {'points':>8}  of"]
+    for student, row in sorted(scores.items()):
+        waits = "  a written answer waits for a person" if row["needs_manual_grade"] else ""
+        lines.append(f"{student:24} {row['score']:8g}  {row['max_score']:g}{waits}")
+    return "\n".join(lines)
+
+
+def tell(step: str, progress: Any) -> int:
+    """One line for the step, one per problem; the exit status."""
+    print(f"{step}: {progress.text}", flush=True)
+    for student, says in sorted(progress.problems.items()):
+        print(f"  {student}: {says}", file=sys.stderr)
+    return 1 if progress.problems else 0
+
+
+def open_course(arguments: argparse.Namespace) -> Any:
+    """The course folder: --course, ./course, or a folder above that holds nbgrader_config.py."""
+    from autograder.judge.cycle import Course
+
+    if arguments.course is not None:
+        return Course(arguments.course)
+    here = Path.cwd()
+    for folder in (here / "course", here, *here.parents):
+        if (folder / "nbgrader_config.py").is_file():
+            return Course(folder)
+    return Course(here / "course")

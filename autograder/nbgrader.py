@@ -1,0 +1,226 @@
+"""The judge's verdicts in nbgrader: preprocessors that replace execution, and clean what people will look at.
+
+`RepairMetadata` and `SanitizeOutputs` belong in `c.Autograde.sanitize_preprocessors`, `JudgeCells` in
+`c.Autograde.autograde_preprocessors` in place of `Execute`, `SanitizeOutputs` once more in front of
+`c.GenerateFeedback.preprocessors`. `install(config)` puts them there. Nothing of a student's runs in nbgrader.
+"""
+
+import copy
+import functools
+import html
+import math
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from nbconvert.exporters.exporter import ResourcesDict
+from nbformat.notebooknode import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_output
+from nbgrader.plugins import LateSubmissionPlugin
+from nbgrader.preprocessors import NbGraderPreprocessor
+from traitlets import Unicode
+from traitlets.config import Config
+
+from autograder import feedback
+from autograder.judge.cells import CHECK, Release, fingerprint, grade_id, kind, runnable
+from autograder.judge.intake import load_release, repair
+from autograder.judge.vault import Vault
+from autograder.judge.verdict import NOT_FOR_GRADES, Verdict, bank_version, check, load, rebuild
+from autograder.labs import Lab, find_lab
+
+TEXT_LIMIT = 20_000  # characters of one output; a line of 200 MB is no answer
+PNG_LIMIT = 2_000_000  # characters of base64
+OUTPUTS_LIMIT = 50  # per cell
+NOTES_CELL = "autograder-notes"
+TAG = re.compile(r"<(?=[A-Za-z/!?])")  # where HTML would begin a tag, a comment or an autolink
+MATHJAX = re.compile(r"\\(?=href|style|class|cssId|require)")  # commands that make links and attributes
+LINK = re.compile(r"(\]\(\s*|^\s*\[[^\]]+\]:\s*)<?\s*(?:javascript|vbscript|data)\s*:", re.IGNORECASE | re.MULTILINE)
+
+
+def install(config: Config) -> Config:
+    """Put our steps into nbgrader's configuration: no run of ours depends on a copied list being complete."""
+    config.Autograde.sanitize_preprocessors = [
+        "autograder.nbgrader.RepairMetadata",
+        "autograder.nbgrader.SanitizeOutputs",
+        "nbgrader.preprocessors.DeduplicateIds",
+        "nbgrader.preprocessors.OverwriteKernelspec",
+        "nbgrader.preprocessors.OverwriteCells",
+        "nbgrader.preprocessors.CheckCellMetadata",
+    ]
+    config.Autograde.autograde_preprocessors = [
+        "autograder.nbgrader.JudgeCells",
+        "nbgrader.preprocessors.SaveAutoGrades",
+        "nbgrader.preprocessors.AssignLatePenalties",
+        "nbgrader.preprocessors.CheckCellMetadata",
+    ]
+    config.GenerateFeedback.preprocessors = [
+        "autograder.nbgrader.SanitizeOutputs",
+        "nbgrader.preprocessors.GetGrades",
+        "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
+    ]
+    config.AssignLatePenalties.plugin_class = "autograder.nbgrader.LatePolicy"
+    config.OverwriteCells.add_missing_cells = True
+    return config
+
+
+def course_root(step: Any) -> Path:
+    """The course folder of a running nbgrader step: a converter above it holds the course directory."""
+    while step is not None:
+        if getattr(step, "coursedir", None) is not None:
+            return Path(step.coursedir.root)
+        step = step.parent
+    return Path.cwd()  # nbgrader works in the course folder
+
+
+def settings(course: Path) -> dict[str, Any]:
+    """course.toml, or nothing where there is none."""
+    path = course / "course.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def minimum_tier(course: Path) -> str:
+    return str(settings(course).get("grading", {}).get("minimum_tier", "T0"))
+
+
+@functools.cache
+def lab_of(assignment: str) -> tuple[Lab, Release, str]:
+    """The lab behind an assignment, its release and its bank version; read once per process."""
+    lab = find_lab(assignment)
+    return lab, load_release(lab.folder), bank_version(lab)
+
+
+class RepairMetadata(NbGraderPreprocessor):
+    """First step: the graded cells become exactly the released ones, so that one slip stops no class."""
+
+    def preprocess(self, nb: NotebookNode, resources: ResourcesDict) -> tuple[NotebookNode, ResourcesDict]:
+        _, release, _ = lab_of(resources["nbgrader"]["assignment"])
+        repaired, notes = repair(nb, release)
+        for note in notes:
+            self.log.warning("%s: %s", resources["nbgrader"]["student"], note.staff)
+        return repaired, resources
+
+
+class SanitizeOutputs(NbGraderPreprocessor):
+    """What a student's notebook shows becomes plain text and PNG; raw HTML in its prose becomes visible text.
+
+    Left alone: prose that is the release's own, and outputs of graded cells, every one of which JudgeCells writes.
+    """
+
+    def preprocess(self, nb: NotebookNode, resources: ResourcesDict) -> tuple[NotebookNode, ResourcesDict]:
+        _, release, _ = lab_of(resources["nbgrader"]["assignment"])
+        ours = {cell.source for cell in release.notebook.cells}
+        nb.metadata = copy.deepcopy(release.notebook.metadata)
+        for cell in nb.cells:
+            cell.pop("attachments", None)
+            if cell.cell_type != "code" and cell.source not in ours:
+                cell.source = plain_markdown(cell.source)
+            elif cell.cell_type == "code" and kind(cell) != CHECK:
+                shown = [plain_output(output) for output in cell.outputs[:OUTPUTS_LIMIT]]
+                cell.outputs = shown
+        return nb, resources
+
+
+def plain_output(output: NotebookNode) -> NotebookNode:
+    """The output as text, with a PNG if it has one. Nothing on stderr: nbgrader would read a failure into it."""
+    if output.output_type == "stream":
+        return new_output("stream", name="stdout", text=_cut(output.text))
+    if output.output_type == "error":
+        trace = "\n".join(map(str, output.get("traceback", [])))[-TEXT_LIMIT:]
+        return new_output("stream", name="stdout", text=re.sub(r"\x1b\[[0-9;]*m", "", trace))
+    data = {"text/plain": _cut(output.data.get("text/plain", ""))}
+    png = output.data.get("image/png")
+    if isinstance(png, str) and len(png) <= PNG_LIMIT and re.fullmatch(r"[A-Za-z0-9+/=\s]*", png):
+        data["image/png"] = png
+    return new_output("display_data", data)
+
+
+def plain_markdown(source: str) -> str:
+    """Markdown in which no HTML tag can begin and no link can run code; to the eye it reads as before."""
+    return LINK.sub(r"\1#", MATHJAX.sub(r"\\ ", TAG.sub("<\u200b", source)))
+
+
+def _cut(text: Any) -> str:
+    text = "".join(map(str, text)) if isinstance(text, list) else str(text)
+    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}\n… cut after {TEXT_LIMIT:,} characters"
+
+
+class JudgeCells(NbGraderPreprocessor):
+    """In place of Execute: put the verdict's points and words where nbgrader looks for them. Fails closed."""
+
+    judge_folder = Unicode("", help="folder of keys and verdicts; default: .judge beside the gradebook").tag(
+        config=True
+    )
+
+    def preprocess(self, nb: NotebookNode, resources: ResourcesDict) -> tuple[NotebookNode, ResourcesDict]:
+        assignment, student = resources["nbgrader"]["assignment"], resources["nbgrader"]["student"]
+        cells = [cell for cell in nb.cells if kind(cell) == CHECK]
+        try:
+            verdict = self.find(nb, assignment, student)
+        except Exception as problem:
+            # Whatever went wrong, nbgrader must see an error: a cell without output would get full marks.
+            self.log.error("%s, %s: %s", assignment, student, problem)
+            for cell in cells:
+                write_error(cell)
+            return nb, resources
+        for cell in cells:
+            write_verdict(cell, verdict)
+        nb.cells.insert(0, notes_cell(verdict))
+        return nb, resources
+
+    def find(self, nb: NotebookNode, assignment: str, student: str) -> Verdict:
+        """The verified verdict on exactly this notebook."""
+        course = course_root(self)
+        _, release, bank = lab_of(assignment)
+        folder = Path(self.judge_folder) if self.judge_folder else course / ".judge"
+        verdict = load(assignment, student, Vault(folder))
+        submission = fingerprint(runnable(nb, release))
+        check(verdict, submission_sha256=submission, bank_version=bank, minimum_tier=minimum_tier(course))
+        return verdict
+
+
+def write_verdict(cell: NotebookNode, verdict: Verdict) -> None:
+    """Exactly one display and one number: nbgrader takes the first `execute_result` for the grade."""
+    public = verdict.questions.get(grade_id(cell).removeprefix("check-"))
+    maximum = float(cell.metadata["nbgrader"]["points"])
+    if public is None or not 0 <= float(public["earned"]) <= maximum:  # NaN is refused, too
+        return write_error(cell)
+    points = float(public["earned"])
+    report = rebuild(public)
+    shown = {"text/plain": feedback.as_text(report, reveal=False), "text/html": feedback.as_html(report, reveal=False)}
+    cell.execution_count = 1
+    cell.outputs = [
+        new_output("display_data", shown),
+        new_output("execute_result", {"text/plain": repr(points)}, execution_count=1),
+    ]
+    return None
+
+
+def write_error(cell: NotebookNode) -> None:
+    """No verdict, no points: an error output is what nbgrader counts as zero. Why is in the log, for staff."""
+    text = "not graded, so no points: there is no valid verdict on this notebook. Staff have been told why."
+    cell.execution_count = None
+    cell.outputs = [new_output("error", ename="NotGraded", evalue=text, traceback=[f"NotGraded: {text}"])]
+
+
+def notes_cell(verdict: Verdict) -> NotebookNode:
+    """What a student reads first: the points, what was mended, and how much the tier is worth."""
+    possible = sum(question["points"] for question in verdict.questions.values())
+    lines = [f"**Code questions: {verdict.earned:g} of {possible:g} points.** Written answers are read by a person."]
+    lines += [f"- {html.escape(note)}" for note in verdict.notes]
+    lines += [f"- {NOT_FOR_GRADES}"] if verdict.tier == "T0" else []
+    return new_markdown_cell("\n".join(lines), id=NOTES_CELL)
+
+
+class LatePolicy(LateSubmissionPlugin):
+    """The late policy of course.toml: a grace period, a share of the score for each day begun, then nothing."""
+
+    def late_submission_penalty(self, student_id: str, score: float, total_seconds_late: float) -> float | None:
+        policy = settings(course_root(self)).get("late", {})
+        late = total_seconds_late - 60 * policy.get("grace_minutes", 0)
+        if late <= 0 or not policy:
+            return None
+        days = math.ceil(late / 86_400)
+        if days > policy.get("days", math.inf):
+            return score
+        return round(min(score, score * policy.get("penalty_per_day", 0.0) * days), 2)
