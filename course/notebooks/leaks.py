@@ -101,13 +101,11 @@ def _secrets(path: Path) -> tuple[set[str], set[str]]:
         return set(), _runs(
             "\n".join(line for line in text.splitlines() if not line.lstrip().startswith((">", "#", "|")))
         )
-    names, phrases = set(), set()
-    for function in (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)):
-        for call in (node for node in function.decorator_list if isinstance(node, ast.Call)):
-            names |= {function.name} if len(function.name) >= SHORTEST_LINE else set()
-            says = [keyword.value for keyword in call.keywords if keyword.arg == "says"]
-            phrases |= {run for value in says if isinstance(value, ast.Constant) for run in _runs(str(value.value))}
-    return names, phrases
+    tree = ast.parse(text)
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.decorator_list]
+    strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    names = {function.name for function in functions if len(function.name) >= SHORTEST_LINE}
+    return names, set().union(*map(_runs, strings))
 
 
 def _runs(text: str) -> set[str]:
