@@ -83,8 +83,8 @@ format: $(VENV)/.dev  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 e2e: $(VENV)/.dev $(VENV)/.models  ## JupyterLab answers, every notebook runs in a real kernel
-	$(PYTEST) -m e2e $(ARGS)
 	$(ONE_THREAD) $(PY) -m course notebooks --check --execute
+	$(PYTEST) -m e2e $(ARGS)
 
 notebooks: $(VENV)/.dev $(VENV)/.models  ## rebuild stale notebooks and README's tables
 	$(PY) -m course notebooks --execute $(ARGS)

@@ -217,5 +217,6 @@ def test_jupyterlab_opens_on_the_course_without_instructor_tools(tmp_path):
         assert json.loads(server.get("/api/kernelspecs"))["default"] == "python3"
         with pytest.raises(urllib.error.HTTPError) as refused:
             server.get("/formgrader")
+        refused.value.close()
         assert refused.value.code == 404
     assert not {".jupyter", ".local"} & {path.name for path in tmp_path.iterdir()}  # IPython's own history may be there
