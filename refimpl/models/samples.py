@@ -32,7 +32,7 @@ def sample_rows(n: int = 1024) -> tuple[Float[Tensor, "rows vocab"], Float[Tenso
     """
     if n < ROWS:
         raise ValueError(f"sample_rows: n must be at least {ROWS}, given {n}")
-    logits, scores = _kept("rows", n, None)
+    logits, scores = _kept(find_weights(), "rows", n, None)
     return logits.clone(), scores.clone()
 
 
@@ -43,14 +43,14 @@ def sample_qkv(
 
     Layer 22 looks hard at token 0 (the attention sink), layer 0 at its neighbours.
     """
-    q, k, v = _kept("qkv", n, layer)
+    q, k, v = _kept(find_weights(), "qkv", n, layer)
     return q.clone(), k.clone(), v.clone()
 
 
 @cache
-def _kept(what: str, n: int, layer: int | None) -> tuple[Tensor, ...]:
+def _kept(weights: Path | None, what: str, n: int, layer: int | None) -> tuple[Tensor, ...]:
     """From disk where weights, text and code are the same as then; otherwise computed, and kept."""
-    parts = (fingerprint(find_weights()), corpus("prose"), _code(), what, n, layer)
+    parts = (fingerprint(weights), corpus("prose"), _code(), what, n, layer)
     name = f"sample-{what}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.safetensors"
     if (found := disk.read(name)) is not None:
         return tuple(found[0][key] for key in sorted(found[0]))
