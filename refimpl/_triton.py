@@ -7,6 +7,8 @@ import `triton` and `tl` from here. Everything else in `refimpl` works where Tri
 import importlib.util
 import os
 import sys
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 
@@ -21,7 +23,8 @@ if HAS_TRITON:
     import triton.language as tl
     from triton.runtime.jit import JITFunction
 else:
-    triton = tl = None
+    # Enough for kernel modules to import, so that a call can say what is missing.
+    triton, tl = SimpleNamespace(jit=lambda kernel: kernel), SimpleNamespace(constexpr=float)
 
 
 def _interpreting() -> bool:
@@ -47,6 +50,31 @@ def _let_runtime_values_bound_loops():
 
 if INTERPRET and tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 6):
     _let_runtime_values_bound_loops()
+
+
+class Config(NamedTuple):
+    """How one kernel is cut and launched."""
+
+    block_q: int  # query rows per tile
+    block_k: int  # keys per tile
+    num_warps: int = 4
+    num_stages: int = 2  # tiles of K and V in flight; each needs shared memory
+
+
+def pick_config(table: dict, dim: int, dtype: torch.dtype, arch: int | None = None) -> Config:
+    """The configuration of a kernel for this head dimension, precision and GPU.
+
+    table: {arch: {dim: Config}}. `arch` is 80, 90, …; an architecture that is not listed gets the next lower one.
+    float32 has its own row, arch 0: without tensor cores tiles are small. So has the interpreter: its time goes by the
+    number of tiles, hardly by their size.
+    A table, and no autotuning: the same launch every time, and checked by `refimpl.aot`.
+    """
+    if arch is None and INTERPRET:
+        return Config(64, 64)
+    if dtype == torch.float32:
+        return table[0][dim]
+    arch = arch or 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
+    return table[max(a for a in table if a <= arch)][dim]
 
 
 def check_device(*tensors, where: str) -> None:
