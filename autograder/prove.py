@@ -15,7 +15,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from autograder.checks import Outcome, Runner, examine
 from autograder.labs import Lab, LabError, all_labs, find_lab, load_lab
+from autograder.mutate import Survey, survey, unexplained
 from autograder.question import Case, Question
 from autograder.redteam.bench import Judged, Quick
 from autograder.redteam.cheats import cheats
@@ -189,6 +190,11 @@ class Worker:
         bench = cls.benches[folder]
         return judge(bench.lab, answer, bench, seeds)
 
+    @staticmethod
+    def survey(folder: Path, question: str, seed: int) -> Survey:
+        lab = load_lab(folder)
+        return survey(lab, lab.checks[question], (visible_seed(lab.slug), seed))
+
 
 # --- the table ------------------------------------------------------------------------------------------
 
@@ -234,22 +240,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     try:
         labs = [find_lab(name) for name in options.labs] or all_labs()
-        return run(labs, options, start)
+        return (mutate if options.mutate else run)(labs, options, start)
     except LabError as error:
         print(f"prove: {error}", file=sys.stderr)
         return 2
+
+
+def mutate(labs: Sequence[Lab], options: argparse.Namespace, start: float) -> int:
+    """Survey the mutants of every oracle and say which of them no case notices."""
+    tasks = [(lab.folder, name, options.seed) for lab in labs for name in chosen(lab, options)]
+    surveys = list(several(Worker.survey, tasks, options.jobs))
+    by_slug = {lab.slug: lab for lab in labs}
+    wrong = [(s, text) for s in surveys for text in unexplained(by_slug[s.lab].checks[s.question], s)]
+    print(f"{'question':42} {'mutants':>8} {'killed':>7} {'equivalent':>11} {'unexplained':>12}")
+    for s in surveys:
+        holes = sum(owner is s and text.startswith("survivor") for owner, text in wrong)
+        killed, explained = len(s.fates) - len(s.survivors), len(s.survivors) - holes
+        print(f"{s.lab + ' ' + s.question:42} {len(s.fates):8} {killed:7} {explained:11} {holes:12}  {s.note}")
+    for s, text in wrong:
+        print(f"HOLE     {s.lab} {s.question}: {text}")
+    total = sum(len(s.fates) for s in surveys)
+    print(f"{total} mutants tried in {time.monotonic() - start:.0f} s, {len(wrong)} holes; hidden seed {options.seed}")
+    write_json(options, {"seed": options.seed, "surveys": [asdict(s) for s in surveys]})
+    return 1 if wrong else 0
+
+
+def chosen(lab: Lab, options: argparse.Namespace) -> list[str]:
+    """The questions of this lab that were asked for."""
+    return [name for name in lab.checks if not options.question or name in options.question]
 
 
 def run(labs: Sequence[Lab], options: argparse.Namespace, start: float) -> int:
     missing, tasks = [], []
     for lab in labs:
         seeds = {"public": visible_seed(lab.slug), "hidden": options.seed}
-        chosen = [q for q in lab.checks.values() if not options.question or q.name in options.question]
-        missing += [f"{lab.slug} {q.name}: {text}" for q in chosen for text in demands(lab, q)]
+        questions = [lab.checks[name] for name in chosen(lab, options)]
+        missing += [f"{lab.slug} {q.name}: {text}" for q in questions for text in demands(lab, q)]
         # In this process nothing keeps an answer from importing the oracle.
-        todo = [a for q in chosen for a in answers(lab, q) if not (options.quick and a.name == "oracle imported")]
+        todo = [a for q in questions for a in answers(lab, q) if not (options.quick and a.name == "oracle imported")]
         tasks += [(lab.folder, answer, options.quick, seeds) for answer in todo]
-    verdicts = [verdict for some in judged(tasks, options.jobs) for verdict in some]
+    verdicts = [verdict for some in several(Worker.judge, tasks, options.jobs) for verdict in some]
     survivors = [v for v in verdicts if v.problem]
     print(kill_table(verdicts))
     for text in missing:
@@ -260,29 +290,33 @@ def run(labs: Sequence[Lab], options: argparse.Namespace, start: float) -> int:
         f"{len(verdicts)} answers judged in {time.monotonic() - start:.0f} s, {len(survivors)} holes, "
         f"{len(missing)} things missing; hidden seed {options.seed}{' (quick: not through the judge)' * options.quick}"
     )
-    if options.json:
-        result = {"seed": options.seed, "missing": missing, "verdicts": [asdict(v) for v in verdicts]}
-        Path(options.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(options, {"seed": options.seed, "missing": missing, "verdicts": [asdict(v) for v in verdicts]})
     return 1 if survivors or missing else 0
 
 
-def judged(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[list[Verdict]]:
-    """The verdicts on all tasks, in order, from `jobs` processes (1: from this one)."""
+def write_json(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def several(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Any]:
+    """The results of `work` on all tasks, in order, from `jobs` processes (1: from this one)."""
     if jobs == 1:
         try:
-            yield from progress((Worker.judge(*task) for task in tasks), len(tasks))
+            yield from progress((work(*task) for task in tasks), len(tasks))
         finally:
             while Worker.benches:
                 Worker.benches.popitem()[1].close()
         return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        yield from progress(pool.map(Worker.judge, *zip(*tasks, strict=True)), len(tasks))
+        yield from progress(pool.map(work, *zip(*tasks, strict=True)), len(tasks))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="autograder prove", description=__doc__.split("\n\n")[1])
     parser.add_argument("labs", nargs="*", metavar="LAB", help="a lab's slug or number; none means all")
     parser.add_argument("--quick", action="store_true", help="call answers in this process: seconds, for authors")
+    parser.add_argument("--mutate", action="store_true", help="mutate the oracles instead, and list what survives")
     parser.add_argument("--question", action="append", help="only this question (may be given again)")
     parser.add_argument("--seed", type=int, default=secrets.randbits(62), help="the hidden seed, to repeat a run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that judge at the same time")

@@ -1,0 +1,143 @@
+"""Try mutants of an oracle on its question's cases: what notices each of them, if anything.
+
+Runs in a forked process: mutants may hang, eat memory or crash.
+"""
+
+import contextlib
+import os
+import resource
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autograder.checks import Examination, Outcome, hand_over
+from autograder.labs import Lab
+from autograder.mechanism import Forbids
+from autograder.question import Case, Question
+from autograder.redteam.mutants import Mutant, mutants, reached, thinned
+from autograder.sandbox.watch import WatchOperations
+from autograder.tolerance import compare
+from autograder.tree import fresh, to_double
+
+MEMORY_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a mutant: how it was noticed, or "" where it survived."""
+
+    id: str
+    before: str
+    after: str
+    killed_by: str
+
+
+class Trial:
+    """One question with its cases and their true results, ready to try mutants of its oracle."""
+
+    def __init__(self, lab: Lab, question: Question, seeds: Iterable[int]) -> None:
+        self.question, self.seeds = question, tuple(seeds)
+        self.oracle: Callable[..., Any] = lab.oracle(question)  # type: ignore[assignment]
+        self.functions, self.kernels = reached(self.oracle)
+        drawn = [case for seed in self.seeds for _, case in question.draw(seed)]
+        with executed(self.functions) as self.lines:
+            self.cases = [(case, *self.truth(case)) for case in drawn]
+        # A mechanism that the oracle itself does not keep to says nothing about its mutants.
+        kept = [m for m in question.mechanism if not isinstance(m, Forbids) and not self.fails(m)]
+        self.mechanisms = tuple(kept)
+
+    def truth(self, case: Case) -> tuple[Any, Any]:
+        """The oracle in fp64 and in the case's own precision."""
+        double = self.question.drive(self.oracle, case.map(lambda value: to_double(fresh(value))))
+        return double, self.question.drive(self.oracle, hand_over(self.question, case))
+
+    def mutants(self) -> tuple[list[Mutant], int]:
+        """The mutants to try, and how many there are; only statements that the cases run."""
+        found = [m for f in self.functions for m in mutants(f, self.lines[f.__code__.co_filename])]
+        return thinned(found), len(found)
+
+    def fate(self, mutant: Mutant) -> str:
+        """What notices the mutant, or "" if nothing does."""
+        original, mutant.function.__code__ = mutant.function.__code__, mutant.code
+        try:
+            return next(self.signs(), "")
+        finally:
+            mutant.function.__code__ = original
+
+    def signs(self) -> Iterator[str]:
+        for case, truth, low in self.cases:
+            outcome = self.call(self.question, case)
+            if outcome.error:
+                yield f"{case.name}: {outcome.error}"
+            elif self.question.by_property:
+                yield from (f"{case.name}: {said}" for said in self.question.spec.judge(outcome.value, case))
+            elif not compare(outcome.value, truth, low, self.question.tolerance).ok:
+                yield case.name
+        yield from (type(m).__name__ for m in self.mechanisms if self.fails(m))
+
+    def fails(self, mechanism: Any) -> bool:
+        drawn = [case for case, _, _ in self.cases]
+        outcomes = [self.call(self.question, case) for case in drawn]
+        result = mechanism.examine(TrueResults(self, drawn, outcomes))
+        return result is not None and not result.passed
+
+    def call(self, question: Question, case: Case) -> Outcome:
+        """Drive the (mutated) oracle; a `Runner` of autograder.checks that forbids nothing."""
+        try:
+            return Outcome(question.drive(self.oracle, hand_over(question, case)))
+        except Exception as error:
+            return Outcome(error=type(error).__name__, message=str(error)[:200])
+
+    def peak(self, question: Question, case: Case, warmup: Case) -> tuple[Outcome, int | None]:
+        with WatchOperations() as watch:
+            return self.call(question, case), watch.largest_bytes
+
+
+class TrueResults(Examination):
+    """An examination whose truth was computed before anything was mutated."""
+
+    def __init__(self, trial: Trial, drawn: list[Case], outcomes: list[Outcome]) -> None:
+        super().__init__(trial.question, trial, trial.oracle, trial.seeds[0], drawn, outcomes)
+        object.__setattr__(self, "truths", {id(case): (truth, low) for case, truth, low in trial.cases})
+
+    def against_oracle(self, case: Case, got: Any, keep: Callable[[Any], Any]) -> Any:
+        truth, low = self.truths[id(case)]  # type: ignore[attr-defined]
+        return compare(keep(got), keep(truth), keep(low), self.question.tolerance)
+
+
+@contextlib.contextmanager
+def executed(functions: Iterable[types.FunctionType]) -> Iterator[dict[str, set[int]]]:
+    """The lines of the functions' files that run inside the block."""
+    lines: dict[str, set[int]] = {f.__code__.co_filename: set() for f in functions}
+
+    def trace(frame: types.FrameType, event: str, _: Any) -> Any:
+        here = lines.get(frame.f_code.co_filename)
+        if here is None:
+            return None
+        here.add(frame.f_lineno)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
+
+
+def try_all(lab: Lab, question: Question, seeds: Sequence[int], first: int, pipe: Any) -> None:
+    """In the forked process: try the mutants from number `first` on, and tell each fate as it is known."""
+    torch.set_num_threads(1)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        trial = Trial(lab, question, seeds)
+        todo, made = trial.mutants()
+        pipe.send(([Fate(m.id, m.before, m.after, "") for m in todo], made, trial.kernels))
+        for mutant in todo[first:]:
+            pipe.send(trial.fate(mutant))
