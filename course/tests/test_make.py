@@ -115,9 +115,13 @@ def test_a_python_named_by_hand_is_checked_too(house):
     assert run.returncode != 0 and "PYTHON=python3.9 is not Python 3.11 or 3.12" in run.stdout
 
 
-def test_pip_settings_reach_pip_and_the_environment_comes_first_on_path(house):
+@pytest.mark.parametrize("way", ["environment", "command line"])
+def test_pip_settings_reach_pip_and_the_environment_comes_first_on_path(way, house):
     """The way to PyTorch's CPU build, and to any mirror; and no program of another environment gets in between."""
-    house.make("lab", PIP_FIND_LINKS="my wheels")
+    if way == "environment":
+        house.make("lab", PIP_FIND_LINKS="my wheels")
+    else:
+        house.make("lab", "PIP_FIND_LINKS=my wheels")
     line = Path(f"{house.log}.env").read_text().splitlines()[-1]
     assert line.startswith(f"PIP_FIND_LINKS=my wheels PATH={house.root}/.venv/bin:")
 
