@@ -16,7 +16,8 @@ from matplotlib.patches import Rectangle
 from course.viz import style
 from course.viz.style import AMBER, DOTS, FOIL, HERO, INK, MUTED, PAPER, label_ends, log2_axis, note
 
-RING = {"marker": "o", "ms": 6, "mfc": PAPER, "mec": FOIL, "mew": 1.6, "ls": "", "clip_on": False}
+RING: dict[str, Any] = {"marker": "o", "ms": 6, "mfc": PAPER, "mec": FOIL, "mew": 1.6, "ls": "", "clip_on": False}
+LOOKS: list[tuple[str, str, Any]] = [(FOIL, "s", (0, (5, 2))), (HERO, "o", "-")]  # colour, marker, dash by role
 WHERE_LOG_STARTS = 1e-17  # an error of exactly 0 has no place on a log axis
 
 
@@ -54,7 +55,7 @@ def cash_box(scores: Sequence[float], *, base: int = 2, claim: str, sub: str, ma
         bottom = 0.0
         for i, score in enumerate(seen):
             height, new = float(base) ** (score - m), i == step - 1
-            look = {"facecolor": AMBER, "hatch": "////"} if new else {"facecolor": HERO}
+            look: dict[str, Any] = {"facecolor": AMBER, "hatch": "////"} if new else {"facecolor": HERO}
             ax.add_patch(Rectangle((0.2, bottom), 0.6, height, edgecolor=PAPER, lw=1.4, **look))
             ax.text(0.85, bottom + height / 2, f"{base}$^{{{score:g}}}$", fontsize=9, color=MUTED, va="center")
             bottom += height
@@ -72,7 +73,8 @@ def row_maxima(maxima: Any, limits: Mapping[str, float], *, claim: str, sub: str
     fig, (ax,) = _figure(1, height=3.4, claim=claim, sub=sub, mark=mark)
     maxima = np.asarray(maxima, dtype=float)
     edges = np.arange(0, max(limits.values()) + 6, 2)
-    tallest = ax.hist(maxima, bins=edges, color=HERO, edgecolor=PAPER)[0].max()
+    tallest = float(np.histogram(maxima, edges)[0].max())
+    ax.hist(maxima, bins=edges.tolist(), color=HERO, edgecolor=PAPER)
     for (name, limit), color, height in zip(limits.items(), (FOIL, INK), (1.16, 0.9), strict=False):
         ax.axvline(limit, color=color, ls=(0, (5, 2)) if color == FOIL else (0, (1, 1.5)))
         share = f"{(maxima > limit).sum():,} of {len(maxima):,} rows to its right"
@@ -88,7 +90,7 @@ def row_maxima(maxima: Any, limits: Mapping[str, float], *, claim: str, sub: str
 
 def by_layer(
     values: Any, *, label: str, claim: str, sub: str, expected: tuple[str, float] | None = None, log: bool = False,
-    mark: str = "",
+    color: str = HERO, mark: str = "",
 ) -> Figure:  # fmt: skip
     """One grey dot per head, the layer's mean as a line; `expected` = (name, level) draws a dotted baseline."""
     values = np.asarray(values, dtype=float)
@@ -96,7 +98,7 @@ def by_layer(
     fig, (ax,) = _figure(1, height=3.4, claim=claim, sub=sub, mark=mark)
     spread = np.linspace(-0.25, 0.25, heads)  # side by side, so that equal heads stay visible
     ax.plot((np.arange(layers)[:, None] + spread).ravel(), values.ravel(), ".", color=DOTS, ms=5, ls="")
-    lines = {"mean": ax.plot(np.arange(layers), values.mean(axis=1), color=HERO, marker="", ls="-")[0]}
+    lines = {"mean": ax.plot(np.arange(layers), values.mean(axis=1), color=color, marker="", ls="-")[0]}
     if expected is not None:
         name, level = expected
         lines[name] = ax.plot([-0.5, layers - 0.5], [level, level], color=INK, marker="", ls=(0, (1, 1.5)), lw=1.4)[0]
@@ -120,9 +122,8 @@ def exactness(
     Right: the error of a merge for every cut, `by_cut[i]` after i + 1 keys.
     """
     fig, (left, right) = _figure(1, 2, height=3.5, claim=claim, sub=sub, mark=mark)
-    looks = [(FOIL, "s", (0, (5, 2))), (HERO, "o", "-")]
-    for (name, (scales, errors)), (color, marker, dash) in zip(by_scale.items(), looks, strict=False):
-        scales, errors = np.asarray(scales, dtype=float), np.asarray(errors, dtype=float)
+    for (name, pair), (color, marker, dash) in zip(by_scale.items(), LOOKS, strict=False):
+        scales, errors = (np.asarray(values, dtype=float) for values in pair)
         good = np.isfinite(errors)
         left.plot(scales[good], errors[good], color=color, marker=marker, ls=dash)
         where = (scales[good][-1], errors[good][-1])
@@ -148,10 +149,8 @@ def growth(
     """Bytes against length on log axes, first series in red, second in blue; the fitted exponent stands beside each."""
     fig, (ax,) = _figure(1, height=3.5, claim=claim, sub=sub, mark=mark)
     lines = {}
-    for (name, values), (color, marker, dash) in zip(
-        series.items(), [(FOIL, "s", (0, (5, 2))), (HERO, "o", "-")], strict=False
-    ):
-        values = np.asarray(values, dtype=float)
+    for (name, given), (color, marker, dash) in zip(series.items(), LOOKS, strict=False):
+        values = np.asarray(given, dtype=float)
         slope = np.polyfit(np.log2(sizes), np.log2(values), 1)[0]
         line = ax.plot(sizes, values, color=color, marker=marker, ls=dash)[0]
         lines[f"{name}\nN$^{{{slope:.2f}}}$"] = line
