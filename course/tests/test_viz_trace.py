@@ -91,9 +91,9 @@ def test_row_maxima_counts_the_rows_beyond_each_limit():
 
 def test_by_layer_draws_the_mean_of_the_heads():
     """One dot per head; the line is their mean; the baseline stands where it was given."""
-    values = torch.tensor([[1.0, 3.0], [5.0, 7.0], [2.0, 2.0]])
+    values = torch.tensor([[1.0, 3.0, 8.0], [5.0, 7.0, 6.0], [2.0, 2.0, 2.0]])
     fig = by_layer(values, label="records", expected=("random", 7.5), **WORDS)
-    assert line(fig.axes[0], HERO).tolist() == [2, 6, 2]
+    assert line(fig.axes[0], HERO).tolist() == [4, 6, 2]
     assert sum(len(entry.get_ydata()) == values.numel() for entry in fig.axes[0].lines) == 1
     assert any(list(entry.get_ydata()) == [7.5, 7.5] for entry in fig.axes[0].lines)
     assert "random" in texts(fig)
