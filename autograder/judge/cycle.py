@@ -69,6 +69,10 @@ class Course:
         self.root = self.root.resolve()
         if not (self.root / "nbgrader_config.py").is_file():
             raise CycleError(f"{self.root} is no course folder: it has no nbgrader_config.py. Name one with --course.")
+        # nbgrader calls `alembic` by name when it makes a gradebook; it lies beside this Python.
+        tools = str(Path(sys.executable).parent)
+        if tools not in os.environ.get("PATH", "").split(os.pathsep):
+            os.environ["PATH"] = os.pathsep.join([tools, os.environ.get("PATH", "")])
 
     @cached_property
     def vault(self) -> Vault:

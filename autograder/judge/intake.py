@@ -5,7 +5,6 @@ to the student; a slip that an honest student makes (a graded cell copied, delet
 """
 
 import copy
-import json
 import os
 import pwd
 import re
@@ -219,4 +218,4 @@ def load_release(folder: Path) -> Release:
     path = folder / "lab.ipynb"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; build it with `python -m course notebooks {folder}`")
-    return Release(nbformat.from_dict(json.loads(path.read_text(encoding="utf-8"))))
+    return Release(nbformat.read(path, as_version=4))
