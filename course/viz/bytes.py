@@ -107,9 +107,9 @@ def roofline(
         fontsize=9,
     )
     ax.text(ridge, lowest / 3.6, f" ridge: {ridge:.0f} FLOP/B", color=MUTED, fontsize=9, va="bottom")
-    at = lo * 1.6
-    ax.annotate(f"{bytes_per_s / 1e12:.2f} TB/s", (at, at * bytes_per_s / 1e12), xytext=(-2, 12),
-                textcoords="offset points", color=INK, fontsize=9)  # fmt: skip
+    at = ridge / 6
+    ax.annotate(f"{bytes_per_s / 1e9:,.0f} GB/s", (at, at * bytes_per_s / 1e12), xytext=(-6, 6),
+                textcoords="offset points", color=INK, fontsize=9, ha="right")  # fmt: skip
     return fig
 
 

@@ -1,3 +1,14 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
 # %% [markdown]
 # # Lab 04 · FlashAttention
 # *Exact attention, one tile at a time. Can you count what it saves?*
@@ -282,10 +293,10 @@ lab.check("flash_triton")
 # It is question 3's inner loop. `tl.load` replaces slicing, `tl.dot` replaces `@`, and what slicing did for the short last tile, a mask must do now.
 # <details><summary>Hint 2: the shapes</summary>
 #
-# `keys = start + cols`. A K or V tile lies at `head * stride_head + keys[:, None] * DIM + dims`, with mask `keys[:, None] < n`. `s` is `[BLOCK_Q, BLOCK_K]`; its forbidden columns are those with `keys >= n` and, if causal, `keys > rows`. When causal, at which key may the loop end?
+# The tile's keys are `cols`, moved by where the tile starts. A K or V tile lies at `head * stride_head + keys[:, None] * DIM + dims`, with mask `keys[:, None] < n`. `s` is `[BLOCK_Q, BLOCK_K]`; its forbidden columns are those with `keys >= n` and, if causal, `keys > rows`. When causal, at which key may the loop end?
 # <details><summary>Hint 3: nearly code</summary>
 #
-# Start with `tl.full([BLOCK_Q], -float("inf"), tl.float32)` and two `tl.zeros`. In the loop: load k, `s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale`, two `tl.where`, then question 3 line by line with `tl.maximum`, `tl.max(s, 1)`, `tl.exp`, `tl.sum(p, 1)`. Store `o / l` at `(head * n + rows[:, None]) * DIM + dims`, the lse at `head * n + rows`, both masked by `rows < n`.
+# Start with `tl.full([BLOCK_Q], -float("inf"), tl.float32)` and two `tl.zeros`. In the loop: load k, multiply `q` by `tl.trans(k)` with `tl.dot`, scale, two `tl.where`, then question 3 line by line with `tl.maximum`, `tl.max(s, 1)`, `tl.exp`, `tl.sum(p, 1)`. Store `o / l` at `(head * n + rows[:, None]) * DIM + dims`, the lse at `head * n + rows`, both masked by `rows < n`.
 # </details></details></details>
 # %% [markdown]
 # ## Question 7. Break the table (3 points, 8 minutes, ●●○)
