@@ -9,7 +9,7 @@ Where the weights cannot be had, `lm.is_toy` is True and figures carry `lm.mark`
 
 from refimpl.models.data import corpus
 from refimpl.models.llama import KVCache, Llama, LlamaConfig, capture_qkv, generate, perplexity, replace_attention
-from refimpl.models.load import SmolLM, load_smollm2
+from refimpl.models.load import SmolLM, load_smollm2, weights_mark
 from refimpl.models.samples import sample_qkv, sample_rows
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "replace_attention",
     "sample_qkv",
     "sample_rows",
+    "weights_mark",
 ]

@@ -26,9 +26,10 @@ from refimpl.models.tokenizer import BPETokenizer, ByteTokenizer
 from refimpl.models.toy import toy_llama
 from refimpl.shapes import Int, Tensor
 
-__all__ = ["SmolLM", "find_weights", "fingerprint", "load_smollm2"]
+__all__ = ["SmolLM", "find_weights", "fingerprint", "load_smollm2", "weights_mark"]
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TOY_MARK = "toy weights"
 FORMAT = "v1"  # of the cached weights: raise it when names or layout change
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class SmolLM:
     @property
     def mark(self) -> str:
         """What every figure and table made with this model has to carry: "toy weights", or nothing."""
-        return "toy weights" if self.is_toy else ""
+        return TOY_MARK if self.is_toy else ""
 
     def ids(self, text: str, n: int | None = None) -> Int[Tensor, "1 seq"]:
         """The first `n` token ids of a text (all of them by default) as a batch of one."""
@@ -80,6 +81,11 @@ def find_weights() -> Path | None:
     if chosen:
         return _in_folder(Path(chosen).expanduser())
     return _in_wheel() or _on_hub()
+
+
+def weights_mark() -> str:
+    """`load_smollm2().mark` without loading: for figures made from samples alone."""
+    return TOY_MARK if find_weights() is None else ""
 
 
 def _in_folder(path: Path) -> Path:

