@@ -488,7 +488,7 @@ def test_a_forged_stamp_does_not_carry_outputs(lecture):
 def test_an_edited_output_count_is_stale(lecture):
     """Everything but the outputs themselves is compared, metadata included."""
     path = lecture.with_suffix(".ipynb")
-    edit(path, '"execution_count": 2', '"execution_count": 9')
+    edit(path, '"execution_count": 3', '"execution_count": 9')
     assert main(["--check", str(lecture)]) == 1
 
 

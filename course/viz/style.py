@@ -133,7 +133,6 @@ def log2_axis(ax: Axes, ticks: Sequence[float], axis: Literal["x", "y"] = "x", u
     labels = [binary(tick) for tick in ticks]
     labels[-1] += f" {unit}" if unit else ""
     which.set_ticks(list(ticks), labels)
-    which.set_ticks([], minor=True)
 
 
 def binary(number: float) -> str:
