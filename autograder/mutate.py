@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from autograder.labs import Lab
@@ -93,18 +94,19 @@ def forked(lab: Lab, question: Question, seeds: Sequence[int], first: int) -> It
 
 
 def unexplained(question: Question, found: Survey) -> list[str]:
-    """What is not in order: a survivor without a reason, or a reason for nothing."""
-    survivors = {fate.id: fate for fate in found.survivors}
+    """What is not in order: a survivor without a reason, or a reason without a survivor.
+
+    A key of `equivalent` is a mutant's id or a pattern for several (`pivot:2d7cbd:*`).
+    """
+    reasons = {pattern for pattern, reason in question.equivalent.items() if reason.strip()}
     wrong = [
         f"survivor {fate.id}\n    - {fate.before}\n    + {fate.after}\n"
         f'    add a case that tells them apart, or `equivalent = {{"{fate.id}": "reason"}}`'
-        for fate in survivors.values()
-        if not question.equivalent.get(fate.id)
+        for fate in found.survivors
+        if not any(fnmatchcase(fate.id, pattern) for pattern in reasons)
     ]
-    tried = {fate.id for fate in found.fates}
-    for name in question.equivalent:
-        if name in tried and name not in survivors:
-            wrong.append(f"equivalent {name!r} is killed by a case: strike it from `equivalent`")
-        elif name not in tried and found.made == len(found.fates):
-            wrong.append(f"equivalent {name!r} is no mutant of the oracle any more: strike it from `equivalent`")
+    survivors = [fate.id for fate in found.survivors]
+    if found.made == len(found.fates):  # of a sample, an id may be missing by chance
+        unused = [pattern for pattern in question.equivalent if not any(fnmatchcase(s, pattern) for s in survivors)]
+        wrong += [f"equivalent {pattern!r} matches no survivor: strike it from `equivalent`" for pattern in unused]
     return wrong

@@ -3,6 +3,8 @@
 import ast
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 OPPOSITE_OPERATOR = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult
@@ -23,21 +25,49 @@ FORM_ONLY = {"clone", "contiguous", "detach", "float", "double", "to", "item", "
              "enumerate", "range", "zip", "iter", "dict", "set", "tensor", "type", "requires_grad_"}  # fmt: skip
 MODULES = ("torch", "math", "np")
 Change = tuple[str, ast.AST]
+# (operator, new node, probe): a run with the probe in place fails where the change can matter. None: it always can.
+Probed = tuple[str, ast.AST, ast.AST | None]
 
 
-def edits(root: ast.FunctionDef) -> Iterator[tuple[str, int, int, int]]:
-    """Make each change to the function's body in turn: (operator, first and last line of the statement, line).
+@dataclass
+class Edit:
+    """One change, in force in the tree for as long as its caller looks at it."""
 
-    The tree is changed while the caller holds the yielded value, and restored when it asks for the next.
-    """
+    operator: str
+    line: int
+    statement: tuple[int, int]  # first and last line
+    site: tuple[int, str]  # what the probe depends on
+    put: Callable[[ast.AST], None]
+    new: ast.AST
+    probe: ast.AST | None
+
+    @contextmanager
+    def probing(self) -> Iterator[None]:
+        """The probe in place of the change."""
+        assert self.probe is not None
+        self.put(self.probe)
+        try:
+            yield
+        finally:
+            self.put(self.new)
+
+
+def edits(root: ast.FunctionDef) -> Iterator[Edit]:
+    """Make each change to the function's body in turn; the tree is as before when the next one is asked for."""
     for statement, node, put in places(root):
-        first, last = span(statement)
-        for operator, new in changes(node, root):
-            put(ast.copy_location(new, node))
+        for operator, new, probe in changes(node, root):
+            new, site = placed(new, node), (id(node), ast.dump(probe) if probe else "")
+            put(new)
             try:
-                yield operator, first, last, getattr(node, "lineno", first)
+                line = getattr(node, "lineno", statement.lineno)
+                yield Edit(operator, line, span(statement), site, put, new, probe and placed(probe, node))
             finally:
                 put(node)
+
+
+def placed(new: ast.AST, node: ast.AST) -> ast.AST:
+    """A copy of the new node at the place of the old one; the copy, since it may be a part of the tree."""
+    return ast.copy_location(copy.copy(new), node)
 
 
 def places(root: ast.AST) -> Iterator[tuple[ast.stmt, ast.AST, Callable[[ast.AST], None]]]:
@@ -70,7 +100,8 @@ def setter(parent: ast.AST, field: str, index: int | None) -> Callable[[ast.AST]
 def is_text(node: ast.AST) -> bool:
     """Docstrings, messages and errors: what a correct answer need not share."""
     docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return docstring or isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom)
+    guard = isinstance(node, ast.If) and not node.orelse and all(isinstance(s, ast.Raise) for s in node.body)
+    return docstring or guard or isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom)
 
 
 def span(statement: ast.stmt) -> tuple[int, int]:
@@ -80,18 +111,26 @@ def span(statement: ast.stmt) -> tuple[int, int]:
     return statement.lineno, max(statement.lineno, last or statement.lineno)
 
 
-def changes(node: ast.AST, root: ast.FunctionDef) -> Iterator[Change]:
+def changes(node: ast.AST, root: ast.FunctionDef) -> Iterator[Probed]:
     """Every single change to one node."""
     kinds: dict[type, Callable[..., Iterator[Change]]] = {
         ast.BinOp: of_operation, ast.AugAssign: of_update, ast.UnaryOp: of_sign, ast.Compare: of_comparison,
         ast.Constant: of_constant, ast.Attribute: of_name, ast.Name: of_name, ast.Call: of_call, ast.Slice: of_slice,
-        ast.BoolOp: of_logic, ast.IfExp: of_choice, ast.If: of_branch, ast.Continue: of_jump, ast.Break: of_jump,
-        ast.Expr: of_statement,
+        ast.BoolOp: of_logic, ast.Continue: of_statement, ast.Break: of_statement, ast.Expr: of_statement,
+        ast.Assign: lambda node: of_assignment(node, root),
     }  # fmt: skip
-    if isinstance(node, ast.Assign):
-        yield from of_assignment(node, root)
+    if isinstance(node, ast.IfExp):
+        yield from of_choice(node)
+    elif isinstance(node, ast.If):
+        yield from of_branch(node)
     elif type(node) in kinds:
-        yield from kinds[type(node)](node)
+        probe = None if isinstance(node, ast.stmt) else bomb()  # of statements, the lines that ran tell
+        yield from ((operator, new, probe) for operator, new in kinds[type(node)](node))
+
+
+def bomb() -> ast.expr:
+    """An expression that fails when it is evaluated."""
+    return ast.BinOp(ast.Constant(1), ast.FloorDiv(), ast.Constant(0))
 
 
 def of_operation(node: ast.BinOp) -> Iterator[Change]:
@@ -147,7 +186,7 @@ def of_call(node: ast.Call) -> Iterator[Change]:
     if name == "where" and len(node.args) == 3:
         yield "swapped", ast.Call(node.func, [node.args[0], node.args[2], node.args[1]], node.keywords)
     if name == "range":
-        for index, bound in enumerate(node.args):
+        for index, bound in enumerate(node.args[:2]):  # not the step: another tile size gives the same numbers
             for operator, shifted in off_by_one(bound):
                 args = [*node.args[:index], shifted, *node.args[index + 1 :]]
                 yield operator, ast.Call(node.func, args, node.keywords)
@@ -184,21 +223,18 @@ def of_logic(node: ast.BoolOp) -> Iterator[Change]:
     yield "logic", ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
 
 
-def of_choice(node: ast.IfExp) -> Iterator[Change]:
-    yield "always", node.body
-    yield "never", node.orelse
+def of_choice(node: ast.IfExp) -> Iterator[Probed]:
+    yield "always", node.body, ast.IfExp(node.test, node.body, bomb())
+    yield "never", node.orelse, ast.IfExp(node.test, bomb(), node.orelse)
 
 
-def of_branch(node: ast.If) -> Iterator[Change]:
-    for operator, value in (("always", True), ("never", False)):
-        yield operator, ast.If(ast.Constant(value), node.body, node.orelse)
+def of_branch(node: ast.If) -> Iterator[Probed]:
+    fails: list[ast.stmt] = [ast.Expr(bomb())]
+    yield "always", ast.If(ast.Constant(True), node.body, node.orelse), ast.If(node.test, node.body, fails)
+    yield "never", ast.If(ast.Constant(False), node.body, node.orelse), ast.If(node.test, fails, node.orelse)
 
 
-def of_jump(node: ast.Continue | ast.Break) -> Iterator[Change]:
-    yield "dropped-statement", ast.Pass()
-
-
-def of_statement(node: ast.Expr) -> Iterator[Change]:
+def of_statement(node: ast.Expr | ast.Continue | ast.Break) -> Iterator[Change]:
     yield "dropped-statement", ast.Pass()
 
 

@@ -26,6 +26,7 @@ class Mutant:
     after: str
     function: types.FunctionType
     code: types.CodeType
+    probe: types.CodeType | None = None  # fails where the change can matter at all
 
 
 def reached(oracle: Callable[..., Any]) -> tuple[list[types.FunctionType], list[str]]:
@@ -73,13 +74,22 @@ def mutants(function: types.FunctionType, lines: set[int] | None = None) -> Iter
     tree = ast.parse(text)
     root = definition(tree, function.__qualname__.split("."))
     original, source, seen = ast.unparse(root).splitlines(), text.splitlines(), Counter[str]()
-    for operator, first, last, line in edits(root):
-        name = identity(function.__qualname__, source[line - 1], operator, seen)
-        if lines is not None and not lines.intersection(range(first, last + 1)):
-            continue
+    probes: dict[tuple[int, str], types.CodeType] = {}
+
+    def compiled() -> types.CodeType:
         module = compile(ast.fix_missing_locations(tree), str(file), "exec", dont_inherit=True)
+        return code_of(module, function.__qualname__)
+
+    for edit in edits(root):
+        name = identity(function.__qualname__, source[edit.line - 1], edit.operator, seen)
+        if lines is not None and not lines.intersection(range(edit.statement[0], edit.statement[1] + 1)):
+            continue
         before, after = changed(original, ast.unparse(root).splitlines())
-        yield Mutant(name, before, after, function, code_of(module, function.__qualname__))
+        code = compiled()
+        if edit.probe is not None and edit.site not in probes:
+            with edit.probing():
+                probes[edit.site] = compiled()
+        yield Mutant(name, before, after, function, code, probes.get(edit.site))
 
 
 def source_mutants(source: str) -> Iterator[tuple[str, str, str]]:

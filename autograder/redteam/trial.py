@@ -57,17 +57,22 @@ class Trial:
         return double, self.question.drive(self.oracle, hand_over(self.question, case))
 
     def mutants(self) -> tuple[list[Mutant], int]:
-        """The mutants to try, and how many there are; only statements that the cases run."""
-        found = [m for f in self.functions for m in mutants(f, self.lines[f.__code__.co_filename])]
+        """The mutants to try, and how many there are: only changes to what the cases evaluate."""
+        reached: dict[types.CodeType | None, bool] = {None: True}
+        found = []
+        for mutant in (m for f in self.functions for m in mutants(f, self.lines[f.__code__.co_filename])):
+            if mutant.probe not in reached:
+                reached[mutant.probe] = bool(self.first_sign(mutant.function, mutant.probe))
+            found += [mutant] * reached[mutant.probe]
         return thinned(found), len(found)
 
-    def fate(self, mutant: Mutant) -> str:
-        """What notices the mutant, or "" if nothing does."""
-        original, mutant.function.__code__ = mutant.function.__code__, mutant.code
+    def first_sign(self, function: types.FunctionType, code: types.CodeType) -> str:
+        """What notices that the function runs this code, or "" if nothing does."""
+        original, function.__code__ = function.__code__, code
         try:
             return next(self.signs(), "")
         finally:
-            mutant.function.__code__ = original
+            function.__code__ = original
 
     def signs(self) -> Iterator[str]:
         for case, truth, low in self.cases:
@@ -140,4 +145,4 @@ def try_all(lab: Lab, question: Question, seeds: Sequence[int], first: int, pipe
         todo, made = trial.mutants()
         pipe.send(([Fate(m.id, m.before, m.after, "") for m in todo], made, trial.kernels))
         for mutant in todo[first:]:
-            pipe.send(trial.fate(mutant))
+            pipe.send(trial.first_sign(mutant.function, mutant.code))
