@@ -13,7 +13,7 @@ from course.notebooks.build import build, to_text
 from course.notebooks.execute import TIMEOUT_S, attach, execute, has_outputs, scrub
 from course.notebooks.leaks import leaks
 from course.notebooks.lint import lint
-from course.notebooks.release import student_text
+from course.notebooks.release import holds_answers, student_text
 from course.notebooks.sources import NotebookError, Problem, Source, discover, open_source, shown
 
 DESCRIPTION = """Build every notebook from its .py source.
@@ -69,6 +69,9 @@ def write(source: Source, *, run: bool, force: bool) -> list[Problem]:
         text = student_text(source)
         if leaked := leaks(source, _parse(text)):
             return [*problems, *leaked]  # not written: a leak must not reach a commit
+        if holds_answers(_committed(source)):
+            fix = "Move it to a folder of your own, then build again."
+            return [*problems, Problem(shown(source.notebook), None, "holds somebody's answers; not overwritten", fix)]
     else:
         built = attach(built, _committed(source) or built)
         if run and (force or not has_outputs(built)):
@@ -91,9 +94,9 @@ def check(source: Source, *, run: bool, force: bool) -> list[Problem]:
     committed = source.notebook.read_text(encoding="utf-8") if source.notebook.is_file() else ""
     if source.is_lab:
         expected = student_text(source)
-        problems += leaks(source, _parse(committed or expected))
+        problems += leaks(source, _committed(source) or _parse(expected))
     else:
-        expected = to_text(attach(build(source), _parse(committed)) if committed else built)
+        expected = to_text(attach(build(source), _committed(source) or built))
         problems += scrub(source, _parse(expected))
         if committed == expected and not has_outputs(_parse(expected)):
             problems.append(_stale(source, "its outputs are not those of its code", "--execute "))
@@ -125,7 +128,13 @@ def _parse(text: str) -> NotebookNode:
 
 
 def _committed(source: Source) -> NotebookNode | None:
-    return _parse(source.notebook.read_text(encoding="utf-8")) if source.notebook.is_file() else None
+    if not source.notebook.is_file():
+        return None
+    try:
+        return _parse(source.notebook.read_text(encoding="utf-8"))
+    except nbformat.reader.NotJSONError:  # most often a merge conflict
+        fix = "Delete it; it is made from the .py file beside it."
+        raise NotebookError(f"{shown(source.notebook)}: no notebook, perhaps a merge conflict. {fix}") from None
 
 
 def _write(path: Path, text: str) -> None:

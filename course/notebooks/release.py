@@ -13,6 +13,7 @@ import nbformat
 from nbconvert.exporters import NotebookExporter
 from nbformat.notebooknode import NotebookNode
 from nbgrader.preprocessors import ClearSolutions
+from nbgrader.utils import compute_checksum
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
@@ -70,6 +71,21 @@ def source_notebook(lab: Path) -> NotebookNode:
 def student_notebook(lab: Path) -> NotebookNode:
     """The lab in folder `lab` as students get it."""
     return nbformat.reads(student_text(open_source(lab)), as_version=4)
+
+
+def holds_answers(notebook: NotebookNode | None) -> bool:
+    """True when somebody worked in this student's version: a cell was run, or differs from its checksum."""
+    cells = notebook.cells if notebook else []
+    return any(
+        cell.get("outputs")
+        or cell.get("execution_count")
+        or cell.metadata.get("nbgrader", {}).get("checksum", "") not in ("", _checksum(cell))
+        for cell in cells
+    )
+
+
+def _checksum(cell: NotebookNode) -> str:
+    return str(compute_checksum(cell)) if cell.metadata.get("nbgrader") else ""
 
 
 def write_source(lab: Path, target: Path) -> Path:

@@ -440,6 +440,31 @@ def test_a_leak_is_never_written(lab):
     assert main([str(lab)]) == 1 and (lab / "lab.ipynb").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('    raise NotImplementedError(\\"double\\")', "    return x * 2"),
+        ("YOUR ANSWER HERE", "No, because …"),
+        ('"execution_count": null', '"execution_count": 1'),
+    ],
+)
+def test_a_notebook_with_answers_in_it_is_not_overwritten(lab, capsys, old, new):
+    """Somebody who works in the repository's own copy keeps the work; the message says where to put it."""
+    edit(lab / "lab.ipynb", old, new)
+    worked_in = (lab / "lab.ipynb").read_bytes()
+    assert main([str(lab)]) == 1 and (lab / "lab.ipynb").read_bytes() == worked_in
+    assert "holds somebody's answers; not overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["--check"]])
+def test_a_merge_conflict_in_a_notebook_is_explained(lab, lecture, capsys, command):
+    """A file that is no JSON any more is named, with the way out."""
+    for path in (lab / "lab.ipynb", lecture.with_suffix(".ipynb")):
+        path.write_text("<<<<<<< HEAD\n" + path.read_text())
+    assert main([*command, str(lab), str(lecture)]) == 1
+    assert capsys.readouterr().err.count("Delete it; it is made from the .py file") == 2
+
+
 def test_a_broken_source_does_not_stop_the_others(lab, lecture, capsys):
     """One author's mistake is reported; every other notebook is still checked."""
     edit(lab / "lab.py", 'question="double"', 'qestion="double"')
