@@ -197,4 +197,5 @@ def rope(
 def _angles(positions, dim, base, dtype):
     """(seq,) positions -> (seq, ceil(dim / 2)) angles, slowest clock last."""
     exponents = torch.arange(0, dim, 2, dtype=dtype, device=positions.device) / dim
-    return positions.to(dtype)[:, None] / base**exponents
+    # the inverse first, rounded once: as trained checkpoints were computed, and then their logits are ours to the bit
+    return positions.to(dtype)[:, None] * (1.0 / base**exponents)

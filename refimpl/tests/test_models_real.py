@@ -102,7 +102,7 @@ def test_logits_and_tokens_equal_those_of_transformers(lm):
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     for text in (corpus("prose")[:6000], corpus("code")[:3000], "naïve café, 漢字, emoji 🙂, 1981"):
         assert lm.tokenizer.encode(text) == tokenizer(text)["input_ids"]
-    ids = lm.ids(corpus("prose"), 300)
+    ids = lm.ids(corpus("prose"), 1024)
     with torch.no_grad():
         ours, want = lm.model(ids), theirs.eval()(ids).logits
     assert (ours - want).abs().max().item() <= 1e-4
