@@ -102,7 +102,8 @@ bench: $(VENV)/.dev $(VENV)/.models  ## ratios to named peers on this machine
 # No environment: a GPU machine has its own torch and Triton, and needs only numpy and pytest beside them. Hence no
 # settings from pyproject.toml, which name plugins that may be missing there.
 gpu:  ## the kernels' tests and timings on CUDA
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -q -c /dev/null --rootdir=. -p no:cacheprovider --import-mode=importlib -m gpu refimpl
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -q -c /dev/null --rootdir=. -p no:cacheprovider --import-mode=importlib \
+	  -W ignore::pytest.PytestUnknownMarkWarning -m gpu refimpl
 	PYTHONPATH=. $(GPU_PYTHON) -m refimpl.bench --gpu $(ARGS)
 
 clean:  ## remove caches and build products; never .venv, never my-course
