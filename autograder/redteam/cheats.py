@@ -100,14 +100,15 @@ def imported(module, function):
 
     known = [pathlib.Path.cwd(), *sys.path, *(getattr(m, "__file__", None) or "." for m in list(sys.modules.values()))]
     above = sorted({str(parent) for path in known for parent in pathlib.Path(path).resolve().parents})
-    labs = [str(folder) for parent in above for folder in pathlib.Path(parent).glob("labs/*")]
+    labs = [[str(folder)] for parent in above for folder in pathlib.Path(parent).glob("labs/*")]
     refused = ""
-    for extra in ([], above, labs):
+    for extra in ([], above, *labs):
         sys.path[:0] = extra
         try:
             return getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:  # or a folder of that name, which imports as an empty package
             refused = str(error)
+            sys.modules.pop(module, None)
         finally:
             del sys.path[: len(extra)]
     raise ImportError(refused)

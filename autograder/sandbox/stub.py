@@ -11,7 +11,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-FORBIDDEN_PACKAGES = ("refimpl", "course", "labs", "lectures", "autograder")
+# The last three are files of a lab's folder, which a notebook could put on sys.path.
+FORBIDDEN_PACKAGES = ("refimpl", "course", "labs", "lectures", "autograder", "reference", "checks", "mistakes")
 
 
 class Lab:
