@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +24,7 @@ from typing import Any
 
 from nbgrader.apps.api import NbGraderAPI
 from nbgrader.plugins import CsvExportPlugin
+from sqlalchemy.exc import SAWarning
 from tqdm import tqdm
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
@@ -87,6 +89,8 @@ class Course:
 
     @cached_property
     def api(self) -> NbGraderAPI:
+        # nbgrader's own queries flush while they build objects; SQLAlchemy warns on every submission.
+        warnings.filterwarnings("ignore", message="Object of type .* not in session", category=SAWarning)
         return NbGraderAPI(config=self.config)
 
     def submitted(self, lab: Lab) -> dict[str, Path]:

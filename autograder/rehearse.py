@@ -1,0 +1,402 @@
+"""Grade a class that never existed, before a real one is: `autograder rehearse`, `make grade`.
+
+Makes a course folder of its own, releases every lab, hands in the notebooks of `autograder.synthetic`, and runs the
+real commands as an instructor would: once killed while judging, once killed while recording, then to the end, then
+again. The gradebook must equal what the lab itself says, question by question; feedback must hold nothing hidden.
+"""
+
+import argparse
+import copy
+import html
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import torch
+
+from autograder.cli import interpret_without_gpu, open_course
+from autograder.judge.cells import SOLUTION, grade_id, kind
+from autograder.judge.cycle import Course, default_jobs
+from autograder.judge.intake import load_release
+from autograder.judge.verdict import NOT_FOR_GRADES, TIER, bank_version
+from autograder.labs import Lab, all_labs, find_lab, load_lab
+from autograder.synthetic import Classroom, Student, expected
+from autograder.tree import tensors
+
+SECONDS = 6  # deadline of a case in the rehearsal: two students wait for it on purpose
+DIGITS = 6  # a printed number with so many significant digits is recognised as a hidden one
+STEP_TIMEOUT = 900
+EXECUTE_TIMEOUT = 240
+
+DESCRIPTION = """Grade a synthetic class with known scores, with the real commands, in a temporary course folder.
+Two runs are killed on the way; the last one repeats a finished one. Exit status 1 if anything is not as it must be."""
+
+
+@dataclass
+class Rehearsal:
+    """One lab's class in one course folder; `faults` collects everything that is not as it must be."""
+
+    course: Course
+    lab: Lab
+    jobs: int
+    students: list[Student] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def inbox(self) -> Path:
+        return self.course.root.parent / "inbox" / self.lab.slug
+
+    @property
+    def graded(self) -> list[Student]:
+        return [student for student in self.students if not student.refused]
+
+    def expect(self, true: bool, fault: str) -> None:
+        if not true:
+            self.faults.append(fault)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    interpret_without_gpu()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="rehearsal-"))
+    try:
+        return rehearse(folder, choose(arguments), open_course(arguments).root, arguments.jobs or default_jobs())
+    finally:
+        if arguments.keep:
+            print(f"kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(prog="autograder rehearse", description=DESCRIPTION)
+    result.add_argument("--lab", action="append", default=[], help="only this lab; may be repeated [default: all]")
+    result.add_argument("--course", type=Path, default=None, help="course folder whose settings are copied")
+    result.add_argument("--jobs", type=int, default=None, help="submissions judged at once [default: one per core]")
+    result.add_argument("--keep", action="store_true", help="leave the temporary course folder behind")
+    return result
+
+
+def choose(arguments: argparse.Namespace) -> list[Lab]:
+    return [find_lab(name) for name in arguments.lab] or all_labs()
+
+
+def rehearse(folder: Path, labs: Sequence[Lab], settings: Path, jobs: int) -> int:
+    """The whole rehearsal; prints a table per lab."""
+    start = time.monotonic()
+    course, copies = make_course(folder, labs, settings)
+    os.environ["COURSE_LABS"] = str(copies[0].folder.parent)
+    faults = []
+    for lab in copies:
+        run = Rehearsal(course, lab, jobs)
+        play(run)
+        print(table(run), flush=True)
+        faults += [f"{lab.slug}: {fault}" for fault in run.faults]
+    for fault in faults:
+        print(f"FAULT {fault}", file=sys.stderr)
+    verdict = f"{len(faults)} faults" if faults else "every score is as expected"
+    print(
+        f"{len(copies)} labs in {time.monotonic() - start:.0f} s: {verdict}. {NOT_FOR_GRADES if TIER == 'T0' else ''}"
+    )
+    return 1 if faults else 0
+
+
+def make_course(folder: Path, labs: Sequence[Lab], settings: Path) -> tuple[Course, list[Lab]]:
+    """A course folder and copies of the labs, with a short deadline and with the tier that there is."""
+    root = folder / "course"
+    root.mkdir()
+    for name in ("nbgrader_config.py", "course.toml"):
+        if (settings / name).is_file():
+            shutil.copy(settings / name, root / name)
+    replace_in(root / "course.toml", r'minimum_tier\s*=\s*"[^"]*"', f'minimum_tier = "{TIER}"')
+    copies = []
+    for lab in labs:
+        target = folder / "labs" / lab.slug
+        shutil.copytree(
+            lab.folder, target, ignore=shutil.ignore_patterns("__pycache__", "kernel-*", ".ipynb_checkpoints")
+        )
+        text = (target / "lab.toml").read_text(encoding="utf-8")
+        shorter = re.sub(r"(?m)^seconds\s*=.*$\n?", "", text)
+        (target / "lab.toml").write_text(f"seconds = {SECONDS}\n{shorter}", encoding="utf-8")
+        copies.append(load_lab(target))
+    return Course(root), copies
+
+
+def replace_in(path: Path, pattern: str, replacement: str) -> None:
+    if path.is_file():
+        path.write_text(re.sub(pattern, replacement, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def play(run: Rehearsal) -> None:
+    """Every step, timed."""
+    for step in (release, hand_in, grade_and_be_killed, grade_to_the_end, compare, grade_again, search_feedback,
+                 plain_nbgrader):  # fmt: skip
+        begin = time.monotonic()
+        step(run)
+        run.seconds[step.__name__] = time.monotonic() - begin
+
+
+# --- the steps ------------------------------------------------------------------------------------------
+
+
+def release(run: Rehearsal) -> None:
+    """`autograder release`: equal to the lab's notebook byte for byte, or it fails."""
+    made = command(run, "release", run.lab.slug)
+    run.expect(made.returncode == 0, f"release: {made.stderr.strip()[-300:]}")
+
+
+def hand_in(run: Rehearsal) -> None:
+    run.students = Classroom(run.lab, load_release(run.lab.folder)).students()
+    run.inbox.mkdir(parents=True)
+    for student in run.students:
+        (run.inbox / f"{student.name}.ipynb").write_bytes(student.bytes())
+
+
+def grade_and_be_killed(run: Rehearsal) -> None:
+    """SIGKILL twice: with some verdicts written, and with some grades recorded. What was finished must survive."""
+    verdicts = run.course.root / ".judge" / "verdicts" / run.lab.slug
+    recorded = run.course.root / ".judge" / "recorded" / run.lab.slug
+    kill_when(run, lambda: len(list(verdicts.glob("[!.]*.json"))) >= 3)
+    before = contents(verdicts)
+    run.expect(
+        3 <= len(before) < len(run.graded), f"killed while judging, with {len(before)} verdicts: not in the middle"
+    )
+    kill_when(run, lambda: len(list(recorded.glob("[!.]*.json"))) >= 2)
+    after = contents(verdicts)
+    kept = [name for name in before if after.get(name) == before[name]]
+    run.expect(kept == list(before), f"after the kill {len(before) - len(kept)} finished verdicts were lost")
+
+
+def grade_to_the_end(run: Rehearsal) -> None:
+    """The third run: exit status 1, because one student handed in no notebook, and everybody else graded."""
+    made = grade(run)
+    refused = [student.name for student in run.students if student.refused]
+    run.expect(made.returncode == 1, f"grade ended with {made.returncode}: {made.stderr.strip()[-500:]}")
+    complained = re.findall(r"^  (\S+): ", made.stderr, re.M)
+    run.expect(
+        sorted(set(complained)) == sorted(refused), f"problems reported for {complained}, expected for {refused}"
+    )
+
+
+def compare(run: Rehearsal) -> None:
+    """The gradebook against the lab, question by question."""
+    seed, book = hidden_seed(run), gradebook(run)
+    for student in run.graded:
+        wanted = expected(run.lab, student, seed)
+        got = book.get(student.name, {})
+        run.expect(got == wanted, f"{student.name}: gradebook {got}, expected {wanted}")
+    strangers = set(book) - {student.name for student in run.graded}
+    run.expect(not strangers, f"graded without a notebook: {strangers}")
+
+
+def grade_again(run: Rehearsal) -> None:
+    """The fourth run changes no verdict, no grade and no page."""
+    before = everything(run)
+    grade(run)
+    after = everything(run)
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    run.expect(not changed, f"a second run changed {changed}")
+
+
+def search_feedback(run: Rehearsal) -> None:
+    """No hidden input, expected value, seed or check source in any page, and no live markup."""
+    pages = sorted((run.course.root / "feedback").glob(f"*/{run.lab.slug}/*.html"))
+    run.expect(len(pages) == len(run.graded), f"{len(pages)} feedback pages for {len(run.graded)} students")
+    numbers, secrets = hidden_numbers(run), secret_texts(run)
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        shown = visible(text)
+        student = page.parents[1].name
+        found = sorted(numbers & set(significant(shown)))
+        run.expect(not found, f"feedback of {student} shows hidden numbers: {found[:3]}")
+        told = [secret for secret in secrets if secret in shown and not student.startswith("mistakes")]
+        run.expect(not told, f"feedback of {student} shows check source: {told[:2]}")
+        live = re.search(r"<script>alert|<img src=x|href=\"javascript", text)
+        run.expect(live is None, f"feedback of {student} holds live markup")
+        run.expect("not for grades" in shown, f"feedback of {student} does not say that {TIER} is not for grades")
+
+
+def plain_nbgrader(run: Rehearsal) -> None:
+    """nbgrader as it comes, with Execute: the same check cell gives its points to a right answer only."""
+    question = next(q for q in run.lab.checks.values() if not run.lab.questions[q.name].needs)
+    wrong = f"def {question.answer}(*args, **kwargs):\n    return None\n"
+    full = run.lab.questions[question.name].points
+    for name, source, points in (("plain-wrong", wrong, 0.0), ("plain-right", run.lab.solution(question.name), full)):
+        got = execute_plainly(run, name, question.name, source)
+        run.expect(got == points, f"plain nbgrader gives {name} {got} points for {question.name}, expected {points}")
+
+
+# --- parts ----------------------------------------------------------------------------------------------
+
+
+def command(run: Rehearsal, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One `autograder` command, as an instructor types it."""
+    line = [sys.executable, "-m", "autograder", *arguments, "--course", str(run.course.root)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=STEP_TIMEOUT, check=False, env=environment(run))
+
+
+def environment(run: Rehearsal) -> dict[str, str]:
+    return {**os.environ, "COURSE_LABS": str(run.lab.folder.parent), "OMP_NUM_THREADS": "1"}
+
+
+def grade_arguments(run: Rehearsal) -> list[str]:
+    csv = run.course.root.parent / "grades.csv"
+    return ["grade", run.lab.slug, "--from", str(run.inbox), "--jobs", str(run.jobs), "--csv", str(csv)]
+
+
+def grade(run: Rehearsal) -> subprocess.CompletedProcess[str]:
+    return command(run, *grade_arguments(run))
+
+
+def kill_when(run: Rehearsal, ready: Callable[[], bool]) -> None:
+    """Start `autograder grade`, send SIGKILL to it (and to it alone) once `ready`."""
+    line = [sys.executable, "-m", "autograder", *grade_arguments(run), "--course", str(run.course.root)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(line, env=environment(run), **quiet)  # type: ignore[call-overload]
+    deadline = time.monotonic() + STEP_TIMEOUT
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*")) if path.is_file()}
+
+
+def everything(run: Rehearsal) -> dict[str, Any]:
+    """Verdicts, grades, pages and the CSV file of this lab."""
+    root, slug = run.course.root, run.lab.slug
+    found: dict[str, Any] = {f"verdict {n}": c for n, c in contents(root / ".judge" / "verdicts" / slug).items()}
+    found |= {f"page {p.parents[1].name}": p.read_bytes() for p in (root / "feedback").glob(f"*/{slug}/*.html")}
+    found |= {f"grade {name}": points for name, points in gradebook(run).items()}
+    return found | {"csv": (root.parent / "grades.csv").read_bytes()}
+
+
+def gradebook(run: Rehearsal) -> dict[str, dict[str, float]]:
+    """Student -> code question -> points, as nbgrader has them."""
+    book: dict[str, dict[str, float]] = {}
+    with run.course.api.gradebook as opened:
+        for submission in opened.assignment_submissions(run.lab.slug):
+            grades = [grade for notebook in submission.notebooks for grade in notebook.grades]
+            found = {grade.name.removeprefix("check-"): grade.score for grade in grades}
+            book[submission.student.id] = {name: found[name] for name in run.lab.checks if name in found}
+    return book
+
+
+def hidden_seed(run: Rehearsal) -> int:
+    return run.course.vault.seed(run.lab.slug, bank_version(run.lab))
+
+
+def hidden_numbers(run: Rehearsal) -> set[str]:
+    """The hidden inputs and expected values, each as its first significant digits; the seed as it is."""
+    seed, found = hidden_seed(run), {str(hidden_seed(run))}
+    for question in run.lab.checks.values():
+        oracle = run.lab.oracle(question)
+        for _, case in question.draw(seed):
+            values = [case.args, case.kwargs]
+            if oracle is not None:
+                values.append(question.drive(oracle, case))
+            for tensor in tensors(values):
+                if tensor.is_floating_point():
+                    found |= set(significant(" ".join(f"{v:.12g}" for v in tensor.detach().flatten()[:200].tolist())))
+    return found
+
+
+def significant(text: str) -> Iterator[str]:
+    """Every number of `text` that has enough digits to be recognised, cut to them, without sign or exponent."""
+    for number in re.findall(r"\d[\d.]*(?:e[+-]?\d+)?", text):
+        digits = re.sub(r"e.*|\.", "", number).lstrip("0")
+        if len(digits) >= DIGITS:
+            yield digits if len(digits) > 15 else digits[:DIGITS]
+
+
+def secret_texts(run: Rehearsal) -> list[str]:
+    """Lines of checks.py that are not also in the notebook that everybody has, and the folder of the judge."""
+    given = " ".join(cell.source for cell in load_release(run.lab.folder).notebook.cells)
+    lines = [line.strip() for line in (run.lab.folder / "checks.py").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if len(line) >= 30 and not line.startswith("#") and line not in given] + [".judge"]
+
+
+def visible(page: str) -> str:
+    """The text of an HTML page."""
+    page = re.sub(r"<(style|script)\b.*?</\1>", " ", page, flags=re.S | re.I)
+    return html.unescape(re.sub(r"<[^>]+>", "", page))
+
+
+def execute_plainly(run: Rehearsal, student: str, question: str, source: str) -> float | None:
+    """Points that an unchanged `nbgrader autograde` gives for one question; its kernel runs the check cell."""
+    config: Any = copy.deepcopy(run.course.config)  # Config.copy shares its sections
+    del config.Autograde["autograde_preprocessors"], config.Autograde["sanitize_preprocessors"]
+    config.OverwriteCells.add_missing_cells = False
+    config.Execute.timeout = EXECUTE_TIMEOUT
+    config.KernelManager.transport = "ipc"
+    config.CourseDirectory.db_url = f"sqlite:///{run.course.root}/plain.db"
+    config.CourseDirectory.submitted_directory = "plain_submitted"
+    config.CourseDirectory.autograded_directory = "plain_autograded"
+    config.CourseDirectory.release_directory = "plain_release"
+    target = run.course.root / "plain_submitted" / student / run.lab.slug / "lab.ipynb"
+    target.parent.mkdir(parents=True)
+    target.write_text(nbformat.writes(only_question(run, question, source)), encoding="utf-8")
+    previous = os.environ.get("COURSE_LABS")
+    os.environ["COURSE_LABS"] = str(run.lab.folder.parent)
+    try:
+        return autograde_plainly(config, run.lab.slug, student, question)
+    finally:
+        if previous is not None:
+            os.environ["COURSE_LABS"] = previous
+
+
+def autograde_plainly(config: Any, slug: str, student: str, question: str) -> float | None:
+    from nbgrader.apps.api import NbGraderAPI
+
+    api = NbGraderAPI(config=config)
+    made = [api.generate_assignment(slug, force=True), api.autograde(slug, student, force=True)]
+    if not all(result["success"] for result in made):
+        return None
+    with api.gradebook as opened:
+        return float(opened.find_grade(f"check-{question}", "lab", slug, student).score)
+
+
+def only_question(run: Rehearsal, question: str, source: str) -> Any:
+    """The release with one answer filled in, and nothing that would only take time: no explore cells, no other checks."""
+    notebook = nbformat.from_dict(json.loads(json.dumps(load_release(run.lab.folder).notebook)))
+    wanted = []
+    for cell in notebook.cells:
+        if grade_id(cell) == question:
+            cell.source = source
+        setup = "setup" in cell.metadata.get("tags", [])
+        if setup or kind(cell) == SOLUTION or grade_id(cell) == f"check-{question}":
+            wanted.append(cell)
+    notebook.cells = wanted
+    return notebook
+
+
+def table(run: Rehearsal) -> str:
+    """student | expected | gradebook, and where the time went."""
+    seed, book = hidden_seed(run), gradebook(run)
+    possible = sum(run.lab.questions[name].points for name in run.lab.checks)
+    lines = [f"\n{run.lab.slug}: {len(run.students)} students, {possible:g} points on code questions"]
+    lines += [f"{'student':16} {'expected':>8} {'gradebook':>9}   what they handed in"]
+    for student in run.students:
+        wanted = "none" if student.refused else f"{sum(expected(run.lab, student, seed).values()):g}"
+        got = f"{sum(book[student.name].values()):g}" if student.name in book else "none"
+        lines.append(
+            f"{student.name:16} {wanted:>8} {got:>9}   {student.says}{'' if wanted == got else '   <-- FAULT'}"
+        )
+    times = ", ".join(f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in run.seconds.items())
+    return "\n".join([*lines, f"({times})"])
