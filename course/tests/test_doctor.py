@@ -235,6 +235,7 @@ def test_before_install_stops_only_for_a_problem(monkeypatch, capsys):
     assert doctor.main(["--before-install"]) == 0 and "stop now" in capsys.readouterr().out
     monkeypatch.undo()
     monkeypatch.setattr(doctor, "check_python", lambda: doctor.problem("Python", "3.9", "install 3.12"))
+    monkeypatch.setattr(doctor, "check_disk", lambda **need: doctor.problem("disk", "full", "empty it"))
     assert doctor.main(["--before-install"]) == 1 and capsys.readouterr().out.count("fix:") == 1
 
 
