@@ -106,7 +106,7 @@ def poison_future(case):
 class FlashCausal:
     """`flash_causal` hides the future, skips the tiles that lie in it, and shares K/V heads between query heads."""
 
-    mechanism = (NO_LIBRARY, PoisonOutside(poison_future, "K and V beyond the diagonal"), MemorySlope(order=1))
+    mechanism = (NO_LIBRARY, PoisonOutside(poison_future, "a tile of K or V beyond the diagonal"), MemorySlope(order=1))
     library = (
         "lambda q, k, v, causal, block_q, block_k: "
         "(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True), q[..., 0])"
@@ -133,6 +133,11 @@ class FlashBackward:
     """`flash_backward` recomputes P tile by tile from the saved lse; memory stays linear in N."""
 
     mechanism = (NO_LIBRARY, MemorySlope(order=1))
+    library = (
+        "lambda q, k, v, out, lse, d_out, block_q, block_k: torch.autograd.grad("
+        "torch.nn.functional.scaled_dot_product_attention("
+        "*(x := tuple(t.detach().requires_grad_() for t in (q, k, v)))), x, d_out)"
+    )
 
     def saved(self, rng, *, shard=None, **shape):
         """Inputs and what a forward pass saved; `shard` keeps that many keys of those the forward saw."""

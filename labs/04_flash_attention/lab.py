@@ -241,6 +241,18 @@ lab.check("flash_backward")
 # %% [markdown]
 # ## Question 6. The same loop as a GPU kernel (6 points, 20 minutes, ●●●)
 # One program handles one tile of queries of one head. The addresses and the load of `q` are given; write the loop, the two stores, and nothing else. Blocks are whole powers of two here, so the last tile reaches past the end. Behind the end lie **NaN** (the checker puts them there), so every load needs a mask and an `other=`, and a key beyond `k_len` needs the score `-inf`. Pass `input_precision="ieee"` to `tl.dot`: the default rounds fp32 on a GPU. Queries and keys have equal length.
+# %% tags=["setup"]
+def flash_triton(q, k, v, *, causal, block_q, block_k):
+    """Launch `flash_kernel`. q, k, v (batch, heads, n, dim); dim 16 to 128. Returns out and lse."""
+    (batch, heads, n, dim), home = q.shape, q.device
+    q, k, v = (x.to("cuda") if torch.cuda.is_available() else x for x in (q, k, v))
+    spare = block_q * dim                            # a store that forgets its mask must not crash the process
+    out, lse = q.new_zeros(batch * heads * n * dim + spare), q.new_zeros(batch * heads * n + spare)
+    grid = (-(-n // block_q), batch * heads)
+    flash_kernel[grid](q, k, v, out, lse, q.stride(1), n, dim**-0.5, CAUSAL=causal, DIM=dim, BLOCK_Q=block_q, BLOCK_K=block_k)
+    return out[:-spare].view(q.shape).to(home), lse[:-spare].view(q.shape[:-1]).to(home)
+# %% [markdown]
+# That launcher is given: it starts `cdiv(n, block_q)` × `batch * heads` programs. In the interpreter, a plain `print(s)` inside the kernel works.
 # %% question="flash_triton"
 @triton.jit
 def flash_kernel(
@@ -273,18 +285,6 @@ def flash_kernel(
     tl.store(out_ptr + (head * n + rows[:, None]) * DIM + dims, o / l[:, None], mask=rows[:, None] < n)
     tl.store(lse_ptr + head * n + rows, m + tl.log(l), mask=rows < n)
     # END SOLUTION
-# %% [markdown]
-# The launcher is given. Each call starts `cdiv(n, block_q)` × `batch * heads` programs. A bare `print(tl_value)` inside the kernel works in the interpreter.
-# %% tags=["setup"]
-def flash_triton(q, k, v, *, causal, block_q, block_k):
-    """Launch `flash_kernel`. q, k, v (batch, heads, n, dim); dim 16 to 128. Returns out and lse."""
-    (batch, heads, n, dim), home = q.shape, q.device
-    q, k, v = (x.to("cuda") if torch.cuda.is_available() else x for x in (q, k, v))
-    spare = block_q * dim                            # a store that forgets its mask must not crash the process
-    out, lse = q.new_zeros(batch * heads * n * dim + spare), q.new_zeros(batch * heads * n + spare)
-    grid = (-(-n // block_q), batch * heads)
-    flash_kernel[grid](q, k, v, out, lse, q.stride(1), n, dim**-0.5, CAUSAL=causal, DIM=dim, BLOCK_Q=block_q, BLOCK_K=block_k)
-    return out[:-spare].view(q.shape).to(home), lse[:-spare].view(q.shape[:-1]).to(home)
 # %% check="flash_triton"
 lab.check("flash_triton")
 # %% [markdown] hints="flash_triton"

@@ -3,7 +3,6 @@
 One tiled loop with named defects serves several mistakes: the defects are the point, the loop is not.
 A mistake in the Triton kernel is written in NumPy, as the interpreter computes: its numbers are the same.
 """
-# ruff: noqa: E741 - l is the papers' letter for the sum
 
 from functools import partial
 
@@ -171,6 +170,8 @@ def tile_range(k_len, block_k, last_seen, first_seen, causal, defect):
 
 def hide(s, j, seen, causal, block_k, defect):
     keys = torch.arange(j, j + s.shape[-1])
+    if defect == "diagonal_not_masked":
+        return s
     if defect == "only_the_square_diagonal" and not (j <= int(seen[0]) < j + block_k):
         return s
     hidden = {"masked_with_minus_ten": -10.0, "masked_with_zero": 0.0}.get(defect, -torch.inf)
@@ -253,6 +254,8 @@ CAUSAL = {
         SDPA's `is_causal` does. Here the last query sees all keys: shift by $N_k - N_q$. Hint 2""",
     "diagonal_tile_lost": """You skip too much: tiles that the diagonal crosses still hold visible keys. Skip a
         tile only if its first key is beyond the tile's **last** query. Hint 1""",
+    "diagonal_not_masked": """You end the loop at the diagonal and mask nothing inside: queries see up to a tile of
+        future keys. Skipping is for whole tiles; a tile that the diagonal crosses is loaded **and** masked. Hint 3""",
     "only_the_square_diagonal": """Right when query and key tiles have one size. Otherwise a query tile meets the
         diagonal in several key tiles, and you mask only one of them. Hint 3""",
     "masked_with_minus_ten": """Nearly right: hidden keys keep a little weight, $e^{-10 - m}$, because you mask
@@ -323,7 +326,7 @@ def full_matrix(q, k, v, *, block_q, block_k):
 
 @mistake(
     "flash_forward",
-    fails="was called, but",
+    fails="this question",
     says="""A library function made these numbers: `softmax` or `logsumexp` over whole rows. The tile loop is the
         question. Hint 1""",
 )
@@ -370,7 +373,7 @@ def program(q, k, v, n, first, causal, block_q, block_k, defect):
         s = q @ k[keys].T * np.float32(1.0 if defect == "no_scale" else q.shape[1] ** -0.5)
         if defect != "padding_counts":
             s = np.where(keys < n, s, np.float32(-np.inf))
-        if causal:
+        if causal and defect != "diagonal_not_masked":
             seen = rows + {"off_by_one": 1, "hides_itself": -1}.get(defect, 0)
             s = np.where(keys <= seen[:, None], s, np.float32(-np.inf))
         with np.errstate(all="ignore"):
@@ -414,6 +417,8 @@ KERNEL = {
         and `other=0.0`. Hint 2""",
     "kernel_head_zero": """Only the first head is right: the addresses of K and V lack `head * stride_head`, so
         every program reads the keys of head 0. Hint 2""",
+    "kernel_diagonal_not_masked": """Right without the causal mask. With it you end the loop early and mask nothing:
+        queries see up to a tile of future keys. Set `keys > rows` to `-inf` too. Hint 2""",
     "kernel_never_causal": """Right without the causal mask; with it, every query sees everything: `CAUSAL` is not
         used.""",
 }
@@ -424,7 +429,21 @@ register("flash_triton", launch, KERNEL, "kernel_")
 
 @mistake(
     "flash_triton",
-    fails="was called, but",
+    says="""The first rows of every head but the first are wrong where the last tile is short: a `tl.store` without its
+        mask wrote the rows behind the end, and there the next head begins. Mask both stores by `rows < n`. Hint 3""",
+)
+def kernel_store_without_mask(q, k, v, *, causal, block_q, block_k):
+    out, lse = launch(q, k, v, causal=causal, block_q=block_q, block_k=block_k)
+    n, behind = q.shape[2], -q.shape[2] % block_q
+    if n > block_q:  # a row behind the end has q = 0: the mean of all values. It lands after the next head's own rows
+        out.flatten(0, 1)[1:, :behind] = v.flatten(0, 1)[:-1].mean(1, keepdim=True)
+        lse.flatten(0, 1)[1:, :behind] = float(np.log(n))
+    return out, lse
+
+
+@mistake(
+    "flash_triton",
+    fails="this question",
     says="""The numbers were made by PyTorch, not by your kernel: the checker saw `exp` or a matmul of tensors
         outside Triton. Write the loop inside `flash_kernel`. Hint 1""",
 )
