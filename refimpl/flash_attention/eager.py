@@ -7,7 +7,6 @@ softmax of a tile, recomputed instead of remembered.
 Letters are the papers': B_r = block_q rows and B_c = block_k keys per tile, S scores, P probabilities, O output.
 Source: Dao et al. 2022 (FlashAttention); Dao 2023 (FlashAttention-2, algorithms 1 and 2).
 """
-# ruff: noqa: E741 - l is the papers' letter for the sum
 
 import torch
 
@@ -88,8 +87,9 @@ def attend_(m, l, O, S, V):
     Returns the new m. l and O are kept in units of exp(m), so a larger maximum converts them before anything is added.
     """
     m_new = torch.maximum(m, S.amax(dim=-1))
-    P = S.sub_(pivot(m_new)[..., None]).exp_()
-    convert = torch.exp(m - pivot(m_new))
+    unit = pivot(m_new)
+    P = S.sub_(unit[..., None]).exp_()
+    convert = torch.exp(m - unit)
     l.mul_(convert).add_(P.sum(dim=-1))
     O.mul_(convert[..., None]).add_(P @ V)
     return m_new

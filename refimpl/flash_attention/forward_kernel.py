@@ -6,7 +6,6 @@ Exponents are powers of two (exp2 is one instruction), so scores carry a factor 
 natural logarithm.
 Names: q_ptr points into HBM; q, k, s, p are tiles in registers or SRAM, their shape stands where they first appear.
 """
-# ruff: noqa: E741 - l is the papers' letter for the sum
 
 from refimpl._triton import tl, triton
 

@@ -6,7 +6,6 @@ over their union, without a second look at a key.
 
 Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; Rabe and Staats 2021.
 """
-# ruff: noqa: E741 - l is the papers' letter for the sum
 
 from collections.abc import Iterable
 

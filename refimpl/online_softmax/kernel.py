@@ -28,7 +28,7 @@ def softmax_kernel(
     x = tl.load(x_ptr + row * x_row_stride + cols, mask=cols < n_cols, other=-float("inf")).to(tl.float32)
     m = tl.max(x, axis=0)
     e = tl.exp(x - tl.where(m == -float("inf"), 0.0, m))  # -inf - (-inf) would be NaN
-    l = tl.sum(e, axis=0)  # noqa: E741 - the papers' letter
+    l = tl.sum(e, axis=0)
     y = e / tl.where(l == 0.0, 1.0, l)
     tl.store(y_ptr + row * y_row_stride + cols, y.to(y_ptr.dtype.element_ty), mask=cols < n_cols)
 

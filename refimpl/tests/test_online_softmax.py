@@ -1,5 +1,4 @@
 """Softmax in ever fewer passes, and the algebra that makes one pass enough."""
-# ruff: noqa: E741 - l is the papers' letter for the sum
 
 import pytest
 import torch

@@ -1,0 +1,88 @@
+"""Every kernel compiles for real GPUs, without one; and the checker would notice if one did not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from refimpl import aot
+from refimpl._triton import HAS_TRITON
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, whose wheels are for Linux only")
+
+GOOD = aot.Row("dkv D64", 90, "bf16", "64x128", 8, 2, 240, 0, 65536, 32, 24)
+
+
+@needs_triton
+@pytest.mark.slow
+def test_every_shipped_configuration_compiles_and_none_spills():
+    """All head dimensions, bfloat16 and float32, sm_80 and sm_90: no spills, within shared memory, on tensor cores."""
+    # As a notebook would have it: the interpreter is on around us, and the check turns it off for itself.
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "refimpl.aot", "--check", "--all"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "50 kernels compile, none spills" in done.stderr
+
+
+@needs_triton
+@pytest.mark.slow
+def test_report_gives_the_same_rows_to_a_notebook():
+    """From a process that interprets: softmax and three attention kernels at two dimensions, on two architectures."""
+    rows = aot.report()
+    assert len(rows) == 14
+    assert {r["arch"] for r in rows} == {80, 90}
+    assert all(r["tensor_core"] > 0 for r in rows if not r["kernel"].startswith("softmax"))
+
+
+@needs_triton
+def test_a_tile_that_is_too_large_is_caught():
+    """dkv at 128x128 with 4 warps does not fit the registers: --check would say so."""
+    program = """
+import os
+os.environ["TRITON_INTERPRET"] = "0"
+from refimpl import aot
+from refimpl.flash_attention.kernel import dkv_kernel
+constants = {"CAUSAL": True, "GROUP": 4, "DIM": 64, "BLOCK_Q": 64, "BLOCK_K": 64}
+job = aot.Job("dkv", dkv_kernel, constants, 80, 4, 2)
+print(aot.problems(aot.compile_job(job), job.tensor_cores))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "spill instructions" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "change,complaint",
+    [
+        ({"spills": 3}, "3 spill instructions"),
+        ({"shared_bytes": 300_000}, "limit 232448"),
+        ({"registers": 255, "num_warps": 16}, "> 65536"),
+        ({"tensor_core": 0}, "no HGMMA instruction"),
+    ],
+)
+def test_each_defect_is_named_with_a_way_out(change, complaint):
+    """A row that is fine gives nothing; each defect gives one sentence."""
+    assert aot.problems(GOOD, tensor_cores=True) == []
+    (sentence,) = aot.problems(GOOD._replace(**change), tensor_cores=True)
+    assert complaint in sentence and "sm_90 dkv D64 64x128" in sentence
+
+
+def test_softmax_and_float32_need_no_tensor_cores():
+    """Only half-precision products are held to them."""
+    assert aot.problems(GOOD._replace(tensor_core=0), tensor_cores=False) == []
+    assert not aot.Job("dq", None, {"DIM": 64}, 90, 4, 2, "fp32").tensor_cores
+    assert not aot.Job("softmax", None, {"BLOCK_COLS": 64}, 90, 4, 2).tensor_cores
+
+
+def test_the_table_has_one_line_per_row():
+    """Head, then rows."""
+    head, line = aot.table([GOOD]).split("\n")
+    assert head.split()[-1] == "async" and line.split()[0] == "sm_90"
+
+
+@needs_triton
+def test_jobs_are_what_is_shipped():
+    """14 by default, 50 with every dimension and precision."""
+    assert len(aot.jobs()) == 14 and len(aot.jobs(everything=True)) == 50
