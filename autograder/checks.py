@@ -68,7 +68,8 @@ def examine(
             outcome = Outcome(error="NotRun", message="not run: earlier cases did not finish in time")
         else:
             outcome = runner.call(question, case)
-        if outcome.not_attempted:
+        # A later case may meet a branch that is still missing: that case fails, the others count.
+        if outcome.not_attempted and not outcomes:
             note = outcome.message if outcome.error == "AnswerMissing" else ""
             return Report(question.name, points, attempted=False, note=note)
         timeouts += outcome.error == "Timeout"
@@ -88,13 +89,21 @@ def judge_case(question: Question, oracle: Oracle | None, case: Case, outcome: O
     if outcome.error:
         return CaseResult(case.name, False, case.weight, error_message(outcome), milliseconds=outcome.milliseconds)
     if question.by_property:
-        problems = list(question.spec.judge(fresh(outcome.value), case.map(fresh)))
+        problems = judged_by_property(question, case, outcome.value)
         return CaseResult(case.name, not problems, case.weight, "; ".join(problems), milliseconds=outcome.milliseconds)
     result = against_oracle(question, oracle, case, outcome.value)
     return CaseResult(
         case.name, result.ok, case.weight, summary(result), result.differences, result.error, result.bound,
         outcome.milliseconds,
     )  # fmt: skip
+
+
+def judged_by_property(question: Question, case: Case, got: Any) -> list[str]:
+    """What the question's own `judge` says; whatever an answer returned may not stop the one who judges it."""
+    try:
+        return list(question.spec.judge(fresh(got), case.map(fresh)))
+    except Exception as error:
+        return [f"the result is not of the expected form ({type(error).__name__})"]
 
 
 def against_oracle(

@@ -83,7 +83,7 @@ class Lab:
         if module_name == "reference":
             module = load_file(self.folder / "reference.py", f"reference_of_{self.slug}")
         else:
-            module = importlib.import_module(module_name)
+            module = self._import(question, module_name)
         if not hasattr(module, function):
             names = close_names(function, vars(module))
             raise LabError(f"{self.slug}: the oracle of {question.name!r}, {question.oracle}, does not exist.{names}")
@@ -104,6 +104,12 @@ class Lab:
     def hints(self, question: str) -> str:
         """The hint ladder's cell, as markdown."""
         return self._cell("hints", question)
+
+    def _import(self, question: Question, module_name: str) -> ModuleType:
+        try:
+            return importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise LabError(f"{self.slug}: the oracle of {question.name!r} can not be imported: {error}") from None
 
     def _cell(self, option: str, question: str) -> str:
         for cell in self.cells:

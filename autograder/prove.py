@@ -216,6 +216,20 @@ def kill_table(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
+def holes(survivors: Sequence[Verdict]) -> list[str]:
+    """One line per answer that is not as it must be; the first seed under which it is not speaks."""
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    problems: dict[tuple[str, ...], str] = {}
+    for v in survivors:
+        answer = (f"{v.lab} {v.question}", v.kind, v.name)
+        seeds.setdefault(answer, []).append(v.seed)
+        problems.setdefault(answer, v.problem)
+    return [
+        f"{where}: {kind} “{name}” ({' and '.join(seeds[where, kind, name])} seed) {text}"
+        for (where, kind, name), text in problems.items()
+    ]
+
+
 def by_name(verdicts: Sequence[Verdict], kind: str) -> dict[str, list[Verdict]]:
     found: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
@@ -284,8 +298,8 @@ def run(labs: Sequence[Lab], options: argparse.Namespace, start: float) -> int:
     print(kill_table(verdicts))
     for text in missing:
         print(f"MISSING  {text}")
-    for v in survivors:
-        print(f"HOLE     {v.lab} {v.question}: {v.kind} “{v.name}” ({v.seed} seed) {v.problem}")
+    for text in holes(survivors):
+        print(f"HOLE     {text}")
     print(
         f"{len(verdicts)} answers judged in {time.monotonic() - start:.0f} s, {len(survivors)} holes, "
         f"{len(missing)} things missing; hidden seed {options.seed}{' (quick: not through the judge)' * options.quick}"

@@ -9,6 +9,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,7 +112,7 @@ class Question:
             return self.spec.drive(answer, case)
         return answer(*case.args, **case.kwargs)
 
-    @property
+    @cached_property
     def drive_source(self) -> str | None:
         """The text of `drive` as a function of (answer, case), for a process that may not hold this file."""
         drive = getattr(type(self.spec), "drive", None)

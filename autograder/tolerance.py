@@ -62,9 +62,9 @@ def compare(got: Any, want: Any, low: Any = None, tolerance: Tolerance | None = 
 def alike(a: Any, b: Any, rtol: float = 1e-3) -> bool:
     """Whether two results are the same but for rounding; NaN equals NaN here, for recognising a known mistake."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        if a.shape != b.shape:
+        if a.shape != b.shape or a.is_meta or a.layout is not torch.strided:
             return False
-        a64, b64 = a.detach().double(), b.detach().double()
+        a64, b64 = a.detach().cpu().double(), b.detach().cpu().double()
         finite = b64[b64.isfinite()].abs()
         scale = finite.max().item() if finite.numel() else 1.0
         return torch.allclose(a64, b64, rtol=rtol, atol=rtol * scale, equal_nan=True)
@@ -132,13 +132,18 @@ class _Checker:
         # Exactly torch.Tensor: a subclass could answer "equal" to every comparison.
         if type(got) is not torch.Tensor and type(got) is not torch.nn.Parameter:
             return self.add(where, "type", f"{describe(got)}, expected {describe(want)}")
+        if got.layout is not torch.strided or got.is_meta:
+            return self.add(
+                where, "type", f"a tensor of layout {got.layout} on {got.device.type}, expected plain numbers"
+            )
+        got = got.detach().cpu()
         if got.shape != want.shape:
             return self.add(where, "shape", shape_message(tuple(got.shape), tuple(want.shape)))
         if not want.is_floating_point():
             return self.visit_exact(where, got, want)
         if not got.is_floating_point():
             return self.add(where, "type", f"dtype {got.dtype}, expected a floating dtype")
-        return self.visit_float(where, got.detach().double(), want.detach().double(), low.detach().double())
+        return self.visit_float(where, got.double(), want.detach().double(), low.detach().double())
 
     def visit_exact(self, where: str, got: torch.Tensor, want: torch.Tensor) -> None:
         if got.is_floating_point() or (got.dtype is torch.bool) != (want.dtype is torch.bool):

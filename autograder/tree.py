@@ -9,7 +9,10 @@ import torch
 def map_tree(change: Callable[[Any], Any], value: Any) -> Any:
     """The same nesting with `change` applied to every leaf."""
     if isinstance(value, tuple | list):
-        return type(value)(map_tree(change, item) for item in value)
+        items = [map_tree(change, item) for item in value]
+        return (
+            type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        )  # a NamedTuple takes them singly
     if isinstance(value, dict):
         return {key: map_tree(change, item) for key, item in value.items()}
     return change(value)
@@ -42,10 +45,16 @@ def copy_with_strides(tensor: torch.Tensor) -> torch.Tensor:
     if 0 in tensor.stride():  # expanded: several elements share one place, which no copy can be written into
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)
     copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-    copy.copy_(tensor)
+    copy.copy_(tensor.detach())  # else the copy is no leaf, and its .grad stays empty
     return copy.requires_grad_(tensor.requires_grad)
 
 
 def to_double(value: Any) -> Any:
-    """Floating tensors in fp64, for the oracle's own run."""
-    return map_tensors(lambda t: t.detach().double() if t.is_floating_point() else t, value)
+    """Floating tensors in fp64, for the oracle's own run; those that want a gradient still do."""
+    return map_tensors(in_double, value)
+
+
+def in_double(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().double().requires_grad_(tensor.requires_grad)
