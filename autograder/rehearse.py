@@ -6,9 +6,6 @@ again. The gradebook must equal what the lab itself says, question by question; 
 """
 
 import argparse
-import copy
-import html
-import json
 import os
 import re
 import shutil
@@ -17,27 +14,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import torch
 
 from autograder.cli import interpret_without_gpu, open_course
-from autograder.judge.cells import SOLUTION, grade_id, kind
+from autograder.hidden import hidden_numbers, secret_texts, significant, visible
 from autograder.judge.cycle import Course, default_jobs
 from autograder.judge.intake import load_release
 from autograder.judge.verdict import NOT_FOR_GRADES, TIER, bank_version
 from autograder.labs import Lab, all_labs, find_lab, load_lab
+from autograder.plain import execute_plainly
 from autograder.synthetic import Classroom, Student, expected
-from autograder.tree import tensors
 
 SECONDS = 6  # deadline of a case in the rehearsal: two students wait for it on purpose
-DIGITS = 6  # a printed number with so many significant digits is recognised as a hidden one
 STEP_TIMEOUT = 900
-EXECUTE_TIMEOUT = 240
 
 DESCRIPTION = """Grade a synthetic class with known scores, with the real commands, in a temporary course folder.
 Two runs are killed on the way; the last one repeats a finished one. Exit status 1 if anything is not as it must be."""
@@ -216,7 +210,7 @@ def search_feedback(run: Rehearsal) -> None:
     """No hidden input, expected value, seed or check source in any page, and no live markup."""
     pages = sorted((run.course.root / "feedback").glob(f"*/{run.lab.slug}/*.html"))
     run.expect(len(pages) == len(run.graded), f"{len(pages)} feedback pages for {len(run.graded)} students")
-    numbers, secrets = hidden_numbers(run), secret_texts(run)
+    numbers, secrets = hidden_numbers(run.lab, hidden_seed(run)), secret_texts(run.lab)
     for page in pages:
         text = page.read_text(encoding="utf-8")
         shown = visible(text)
@@ -236,7 +230,7 @@ def plain_nbgrader(run: Rehearsal) -> None:
     wrong = f"def {question.answer}(*args, **kwargs):\n    return None\n"
     full = run.lab.questions[question.name].points
     for name, source, points in (("plain-wrong", wrong, 0.0), ("plain-right", run.lab.solution(question.name), full)):
-        got = execute_plainly(run, name, question.name, source)
+        got = execute_plainly(run.course, run.lab, name, question.name, source)
         run.expect(got == points, f"plain nbgrader gives {name} {got} points for {question.name}, expected {points}")
 
 
@@ -300,90 +294,6 @@ def gradebook(run: Rehearsal) -> dict[str, dict[str, float]]:
 
 def hidden_seed(run: Rehearsal) -> int:
     return run.course.vault.seed(run.lab.slug, bank_version(run.lab))
-
-
-def hidden_numbers(run: Rehearsal) -> set[str]:
-    """The hidden inputs and expected values, each as its first significant digits; the seed as it is."""
-    seed, found = hidden_seed(run), {str(hidden_seed(run))}
-    for question in run.lab.checks.values():
-        oracle = run.lab.oracle(question)
-        for _, case in question.draw(seed):
-            values = [case.args, case.kwargs]
-            if oracle is not None:
-                values.append(question.drive(oracle, case))
-            for tensor in tensors(values):
-                if tensor.is_floating_point():
-                    found |= set(significant(" ".join(f"{v:.12g}" for v in tensor.detach().flatten()[:200].tolist())))
-    return found
-
-
-def significant(text: str) -> Iterator[str]:
-    """Every number of `text` that has enough digits to be recognised, cut to them, without sign or exponent."""
-    for number in re.findall(r"\d[\d.]*(?:e[+-]?\d+)?", text):
-        digits = re.sub(r"e.*|\.", "", number).lstrip("0")
-        if len(digits) >= DIGITS:
-            yield digits if len(digits) > 15 else digits[:DIGITS]
-
-
-def secret_texts(run: Rehearsal) -> list[str]:
-    """Lines of checks.py that are not also in the notebook that everybody has, and the folder of the judge."""
-    given = " ".join(cell.source for cell in load_release(run.lab.folder).notebook.cells)
-    lines = [line.strip() for line in (run.lab.folder / "checks.py").read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if len(line) >= 30 and not line.startswith("#") and line not in given] + [".judge"]
-
-
-def visible(page: str) -> str:
-    """The text of an HTML page."""
-    page = re.sub(r"<(style|script)\b.*?</\1>", " ", page, flags=re.S | re.I)
-    return html.unescape(re.sub(r"<[^>]+>", "", page))
-
-
-def execute_plainly(run: Rehearsal, student: str, question: str, source: str) -> float | None:
-    """Points that an unchanged `nbgrader autograde` gives for one question; its kernel runs the check cell."""
-    config: Any = copy.deepcopy(run.course.config)  # Config.copy shares its sections
-    del config.Autograde["autograde_preprocessors"], config.Autograde["sanitize_preprocessors"]
-    config.OverwriteCells.add_missing_cells = False
-    config.Execute.timeout = EXECUTE_TIMEOUT
-    config.KernelManager.transport = "ipc"
-    config.CourseDirectory.db_url = f"sqlite:///{run.course.root}/plain.db"
-    config.CourseDirectory.submitted_directory = "plain_submitted"
-    config.CourseDirectory.autograded_directory = "plain_autograded"
-    config.CourseDirectory.release_directory = "plain_release"
-    target = run.course.root / "plain_submitted" / student / run.lab.slug / "lab.ipynb"
-    target.parent.mkdir(parents=True)
-    target.write_text(nbformat.writes(only_question(run, question, source)), encoding="utf-8")
-    previous = os.environ.get("COURSE_LABS")
-    os.environ["COURSE_LABS"] = str(run.lab.folder.parent)
-    try:
-        return autograde_plainly(config, run.lab.slug, student, question)
-    finally:
-        if previous is not None:
-            os.environ["COURSE_LABS"] = previous
-
-
-def autograde_plainly(config: Any, slug: str, student: str, question: str) -> float | None:
-    from nbgrader.apps.api import NbGraderAPI
-
-    api = NbGraderAPI(config=config)
-    made = [api.generate_assignment(slug, force=True), api.autograde(slug, student, force=True)]
-    if not all(result["success"] for result in made):
-        return None
-    with api.gradebook as opened:
-        return float(opened.find_grade(f"check-{question}", "lab", slug, student).score)
-
-
-def only_question(run: Rehearsal, question: str, source: str) -> Any:
-    """The release with one answer filled in, and nothing that would only take time: no explore cells, no other checks."""
-    notebook = nbformat.from_dict(json.loads(json.dumps(load_release(run.lab.folder).notebook)))
-    wanted = []
-    for cell in notebook.cells:
-        if grade_id(cell) == question:
-            cell.source = source
-        setup = "setup" in cell.metadata.get("tags", [])
-        if setup or kind(cell) == SOLUTION or grade_id(cell) == f"check-{question}":
-            wanted.append(cell)
-    notebook.cells = wanted
-    return notebook
 
 
 def table(run: Rehearsal) -> str:

@@ -8,15 +8,12 @@ loses nothing.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,11 +28,11 @@ from traitlets.config.loader import PyFileConfigLoader
 
 from autograder.judge.cells import Release
 from autograder.judge.intake import STUDENT, Refused, load_release, parse, read_bytes, take_in
-from autograder.judge.judge import basis, judge_notebook, refuse_if_lacking
-from autograder.judge.session import Zygote
+from autograder.judge.judge import basis, refuse_if_lacking
 from autograder.judge.vault import Vault, write_atomically
-from autograder.judge.verdict import TIER, TIERS, BadVerdict, bank_version, check, load, save
-from autograder.labs import Lab, load_lab
+from autograder.judge.verdict import TIER, TIERS, BadVerdict, bank_version, check, load
+from autograder.judge.workers import Job, run_jobs
+from autograder.labs import Lab
 from autograder.nbgrader import install, lab_of, minimum_tier, settings
 
 WRITE_SOURCE = (
@@ -89,14 +86,18 @@ class Course:
 
     @cached_property
     def api(self) -> NbGraderAPI:
-        # nbgrader's own queries flush while they build objects; SQLAlchemy warns on every submission.
-        warnings.filterwarnings("ignore", message="Object of type .* not in session", category=SAWarning)
-        return NbGraderAPI(config=self.config)
+        return open_api(self.config)
 
     def submitted(self, lab: Lab) -> dict[str, Path]:
         """Student -> submitted notebook."""
         found = sorted((self.root / "submitted").glob(f"*/{lab.slug}/lab.ipynb"))
         return {path.parents[1].name: path for path in found}
+
+
+def open_api(config: Config) -> NbGraderAPI:
+    """nbgrader as a library. Its queries flush while they build objects, and SQLAlchemy warns on every submission."""
+    warnings.filterwarnings("ignore", message="Object of type .* not in session", category=SAWarning)
+    return NbGraderAPI(config=config)
 
 
 # --- release ------------------------------------------------------------------------------------------
@@ -185,18 +186,6 @@ def take_over(course: Course, lab: Lab, student: str, path: Path, progress: Prog
 # --- judge --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Job:
-    """One submission to judge, as plain data for a worker process."""
-
-    lab: Path
-    notebook: Path
-    student: str
-    seed: int
-    draw: str
-    vault: Path
-
-
 def judge(course: Course, lab: Lab, *, jobs: int = 1, new_seed: bool = False, students: Iterable[str] = ()) -> Progress:
     """A verdict for every submission that has none that fits."""
     refuse_if_lacking(lab)
@@ -243,79 +232,6 @@ def still_fits(vault: Vault, lab: Lab, release_: Release, path: Path, student: s
         return load(lab.slug, student, vault).fits(basis(lab, submission, release_, draw))
     except BadVerdict:
         return False
-
-
-def run_jobs(waiting: Sequence[Job], jobs: int) -> Iterable[tuple[str, str]]:
-    """(student, "" or what went wrong) as each submission is done; in this process when there is one worker."""
-    if min(jobs, len(waiting)) <= 1:
-        with Worker() as worker:
-            for job in waiting:
-                yield job.student, worker.judge(job)
-        return
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(min(jobs, len(waiting)), context, initializer=start_worker) as pool:
-        futures = {pool.submit(in_worker, job): job.student for job in waiting}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                yield futures[future], "the judge's own process ended; run the command again"
-
-
-class Worker:
-    """Judges one submission after another with one zygote."""
-
-    def __init__(self) -> None:
-        self.zygotes: dict[Path, Zygote] = {}
-        self.labs: dict[Path, tuple[Lab, Release]] = {}
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for zygote in self.zygotes.values():
-            zygote.close()
-
-    def judge(self, job: Job) -> str:
-        """Write the verdict; returns what went wrong, or ""."""
-        try:
-            if job.lab not in self.labs:
-                lab = load_lab(job.lab)
-                self.labs[job.lab] = lab, load_release(job.lab)
-            lab, release_ = self.labs[job.lab]
-            if job.lab not in self.zygotes:
-                self.zygotes[job.lab] = Zygote(lab.imports)
-            verdict = judge_notebook(
-                lab, job.notebook, job.seed, student=job.student, draw=job.draw,
-                zygote=self.zygotes[job.lab], release=release_,
-            )  # fmt: skip
-            save(verdict, Vault(job.vault))
-        except Exception as problem:
-            self.forget(job.lab)
-            return f"{type(problem).__name__}: {problem}"
-        return ""
-
-    def forget(self, lab: Path) -> None:
-        """After any trouble the next submission gets a new zygote."""
-        zygote = self.zygotes.pop(lab, None)
-        if zygote is not None:
-            zygote.close()
-
-
-_worker: Worker | None = None
-
-
-def start_worker() -> None:
-    global _worker
-    import torch
-
-    torch.set_num_threads(1)
-    _worker = Worker()
-
-
-def in_worker(job: Job) -> str:
-    assert _worker is not None
-    return _worker.judge(job)
 
 
 # --- record, feedback, export --------------------------------------------------------------------------

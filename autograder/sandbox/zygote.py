@@ -178,7 +178,7 @@ def main(argv: list[str]) -> None:
     control = socket.socket(fileno=int(argv[0]))
     load_sandbox()
     preload(argv[1:])
-    importlib.import_module("sandbox.runner")
+    importlib.import_module("sandbox.runner").warm_up()
     importlib.import_module("sandbox.stub")
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     control.send(b'{"ready": true}')
