@@ -2,7 +2,7 @@
 
 import torch
 
-from autograder import Case, Forbids, MemorySlope, question
+from autograder import Case, Forbids, MemorySlope, Tolerance, question
 
 
 def normal(rng, *shape, scale=1.0, shift=0.0):
@@ -219,6 +219,7 @@ class FusedSoftmax:
 
     mechanism = [Forbids("softmax", "logsumexp", "aten.exp.", "aten.exp2.", "aten.div.", "aten.mul.", "aten.sum.")]
     library = "lambda x: torch.softmax(x.float(), dim=-1).to(x.dtype)"
+    tolerance = Tolerance(factor=2, reason="float16 may cost the rounding of the result, not arithmetic in float16")
     equivalent = {
         "softmax_three_pass:557756:dropped-sign": "a matrix has two axes, so axis 1 is axis -1",
         "softmax_three_pass:c3af39:dropped-sign": "a matrix has two axes, so axis 1 is axis -1",

@@ -57,7 +57,7 @@ for z in [1.0, 3.0, 2.0, 4.0]:
 
 # %% [markdown]
 # ## Question 1. Softmax that survives (3 points, 8 minutes, ●○○)
-# Two of the three passes are missing. Fill them in: the exponentials in a unit that cannot overflow, and their sum `l` with the last axis kept.
+# The middle one of three passes is missing. Fill it in: the exponentials `e`, in a unit that cannot overflow, and their sum `l`, with the last axis kept.
 #
 # `x` has shape `(..., n)`. A row that holds only `-inf` belongs to a query that may look at nothing: it becomes a row of zeros. Three lines are enough, without `softmax` or `logsumexp`. The checker looks.
 # %% question="safe_softmax"
@@ -71,8 +71,8 @@ def safe_softmax(x):
     e = (x - unit).exp()
     l = e.sum(dim=-1, keepdim=True)
     # END SOLUTION
-    # Pass 3: one division per element; where the sum is 0, the answer is 0
-    return torch.where(l > 0, e / l, 0.0)
+    # Pass 3: one division per element; a row whose sum is 0 stays 0
+    return e / torch.where(l == 0, 1.0, l)
 
 
 # %% check="safe_softmax"
@@ -346,7 +346,8 @@ with LargestTensor() as naive:
 with LargestTensor() as stream:
     out, lse = streaming_attention(q, zip(k.split(128, dim=2), v.split(128, dim=2), strict=True))
 print(f"{load_smollm2().mark or 'SmolLM2'}: largest difference {(out - expected).abs().max():.1e}")
-print(f"largest tensor: {naive.bytes / 2**20:.1f} MiB naive, {stream.bytes / 2**20:.1f} MiB streaming")
+shrink = naive.bytes / stream.bytes
+print(f"largest tensor: {naive.bytes / 2**20:.1f} MiB naive, {stream.bytes / 2**20:.1f} MiB streaming, 1/{shrink:.0f}")
 # %% [markdown]
 # Two workers now read the first and the second 512 keys of one head, and each reports its `lse` for the last query. These numbers are your evidence for question 7. Try other heads.
 # %%
@@ -371,7 +372,7 @@ print(
 # One row per lab, on the same model throughout. The last field is the sentence you should be able to defend.
 # %%
 print(
-    f"03_online_softmax | layer 0, 1,024 tokens, blocks of 128 | largest tensor 1/{naive.bytes / stream.bytes:.0f} | "
+    f"03_online_softmax | layer 0, 1,024 tokens, blocks of 128 | largest tensor 1/{shrink:.0f} | "
     "FLOPs the same but for the conversions | every key read once | exact up to rounding | "
     "bought memory that grows with N instead of N², paid a multiplication of o per block, not for rows that fit on the chip"
 )
