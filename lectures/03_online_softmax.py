@@ -39,7 +39,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from course.viz import by_layer, cash_box, exactness, growth, row_maxima, running_max, show
+from course.viz import FOIL, by_layer, cash_box, exactness, growth, row_maxima, running_max, show
 from refimpl._triton import HAS_TRITON  # first: it decides where kernels run, before anyone imports triton
 from refimpl.models import load_smollm2, sample_qkv, sample_rows
 from refimpl.online_softmax import eager, fused_softmax
@@ -274,7 +274,18 @@ show(fig, alt=f"Largest tensor in MiB against N, log axes. All scores: slope 2, 
 # %% [markdown]
 # Exactly N/128, and the gap widens with every token. Where did N² go? All 4,096² scores are still computed, 128 per query at a time. The FLOPs stay; what must be *held* shrinks.
 #
-# **Predict the time.** We normalise 256 rows of 49,152 logits on one CPU thread. Counting accesses to memory per element, three passes make 3 reads and 1 write; with $m$ and $\ell$ from one pass it is 2 reads and 1 write. So the gain should be 4/3, or 1.33. Where does PyTorch's own `softmax` stand?
+# Now accesses to memory, per score:
+#
+# | way | reads | writes | must be held |
+# |---|---|---|---|
+# | textbook | 2 | 1 | the row |
+# | three passes | 3 | 1 | the row |
+# | one pass, then divide | 2 | 1 | the row |
+# | streaming attention | 1 | 0 | $m, \ell, o$ |
+#
+# The last row is why attention gains most: nobody asks for the probabilities, only for $o/\ell$, so no second look is needed.
+#
+# **Predict the time.** We normalise 256 rows of 49,152 logits on one CPU thread. By the table, one pass with a division should beat three passes by 4/3, or 1.33. Where does PyTorch's own `softmax` stand?
 # %%
 my_guess = "torch.softmax as fast as one pass, then divide"
 ways = {
@@ -352,7 +363,7 @@ for i in range(1, 1024):
     l = l + (scores[..., i] - m).exp()  # the slide: l_old is not converted
 ratio = (m + l.log() - scores.logsumexp(-1)).exp().clamp_min(1)
 hidden = (ratio[12:] < 1.001).float().mean()
-fig = by_layer(ratio, label="slide's sum / true sum", log=True, mark=mark,
+fig = by_layer(ratio, label="slide's sum / true sum", log=True, color=FOIL, mark=mark,
     claim="The slide's slip shows in early layers and hides in late ones",
     sub="SmolLM2, last query of 1,024 tokens, all 270 heads. Dot: one head. Line: mean of 9 heads.")  # fmt: skip
 show(fig, alt=f"Ratio of the slide's sum to the true sum by layer, log axis. Layer 0 averages {ratio[0].mean():.0f}, "
@@ -363,7 +374,7 @@ print(
 # %% [markdown]
 # The slip is invisible wherever the sink comes first, since a unit that never changes needs no conversion. A test on one late layer would pass it. Test on rising scores.
 #
-# *Read next*: Milakov and Gimelshein, sections 3 and 4, for the two-line proof. Rabe and Staats, section 2, for attention without the matrix. A fix in a production kernel, [MSLK #242](https://github.com/meta-pytorch/MSLK/pull/242), where a skipped conversion left two units in one sum and images came out degraded.
+# *Read next*: Milakov and Gimelshein, section 3, where the proof is an induction and the parallel form is our merge. Rabe and Staats, section 2, for attention without the matrix. A fix in a production kernel, [MSLK #242](https://github.com/meta-pytorch/MSLK/pull/242), where a skipped conversion left two units in one sum and images came out degraded.
 #
 # ## 9. Can softmax forget the past and stay exact?
 # The last cell answers with the numbers of this run.
