@@ -76,6 +76,8 @@ for p in simulator.pass_table():
     linear[p.algorithm] = linear.get(p.algorithm, 0) + (p.elements - crossings * square) * heads * 2 / 1e9
     print(f"{p.algorithm:10} {p.phase:8} {p.name:27} {crossings:4} N×N   {p.elements * heads * 2 / 1e9:5.2f} GB")
 standard, flash, fill = (simulator.table_bytes(name) / 1e9 for name in ("standard", "flash", "flash fill"))
+alone = simulator.simulate_standard(1024, 64).bytes(2) * heads / 1e9
+print(f"Algorithm 0 alone, forward, no mask: {alone:.1f} GB")
 print(f"your guess {my_guess}, counted {(standard - linear['standard']) * 1e9 / (square * heads * 2):.0f}")
 print(f"standard {standard:.2f} GB (printed 40.3); flash {flash:.2f}, with zero-fill {flash + fill:.2f} GB (printed 4.4)")
 # %% [markdown]
@@ -89,7 +91,7 @@ fig = byte_bars(rows, {"N × N tensors": "foil", "N × d tensors": "hero"},
 show(fig, alt=f"Horizontal byte bars. Standard attention moves {standard:.1f} GB, of which {rows['standard']['N × N tensors']:.1f} "
      f"are N by N tensors. FlashAttention moves {flash + fill:.1f} GB, all N by d. The matrix is the traffic.")
 # %% [markdown]
-# > **Rule.** Standard attention in training moves $18N^2$ elements per head, FlashAttention 30 to 35 $Nd$ (d = 64, 192 KiB of SRAM).
+# > **Rule.** Per head, training with mask and dropout moves $18N^2$ elements; FlashAttention 30 to 35 $Nd$ (d = 64, 192 KiB of SRAM).
 #
 # ## 2. Two blocks of keys, on paper
 # Softmax wants a whole row before it divides. Unit 03 removed that: keep a maximum $m$, a sum $\ell$, an undivided output $o$, and convert them when $m$ grows. So K and V may pass through SRAM in blocks.
@@ -149,10 +151,10 @@ for tile in (1024, 1):
 # > **Rule.** Everything that sums over past tiles is multiplied by $e^{m-m'}$; the division by $\ell$ comes once, at the end. Exact for every tile size.
 #
 # ## 4. The code in three bites
-# `refimpl` follows FlashAttention-2. The lecture's Algorithm 1 has the K/V loop outside and carries $O, \ell, m$ to HBM and back once per K/V tile. Version 2 swaps the loops, since each query tile is then finished by one program that never writes a half-done $O$. First bite: the line of section 3, in place.
+# `refimpl` follows FlashAttention-2. The lecture's Algorithm 1 has the K/V loop outside and carries $O, \ell, m$ to HBM and back once per K/V tile. Version 2 swaps the loops, since each query tile is then finished by one program that never writes a half-done $O$. First bite: the line of section 3 done in place, then the two loops around it.
 # %%
 body = lambda f: inspect.getsource(getattr(f, "fn", f)).split('"""')[-1].strip("\n")     # without its docstring
-print(body(eager.attend_))
+print(body(eager.attend_), body(eager.flash_forward), sep="\n\n")
 q1, k1, v1 = sample_qkv(1024, layer=22)                  # 9 query heads, 3 K/V heads
 exact = naive_attention(q1.double(), k1.double(), v1.double(), causal=True)
 out, lse = eager.flash_forward(q1, k1, v1, causal=True)
@@ -171,7 +173,7 @@ print(f"your guess {my_guess}; clean queries: naive {clean[0]}, tiled {clean[1]}
 # %% [markdown]
 # The naive formula loads everything, and a weight of 0 times NaN is NaN: no query survives. The tiled one never touches the second half for the first 512 queries. Lab 04 checks your causal code in this way, and it is why a **skipped** tile is free and a **masked** one is not.
 #
-# Third bite: the same loop as a GPU kernel. Compare it line by line with the first bite. New are only the addresses, and masks for what lies past the end.
+# Third bite: the same loop as a GPU kernel. Compare it line by line with the first bite. New are the addresses, and masks for what lies past the end. Grouped heads cost one division in the launch: `head // GROUP` picks the K/V head, and nothing is repeated.
 # %%
 print(body(forward_kernel._attend))
 ours = kernel.flash_attention(q1[:, :, :200], k1[:, :, :200], v1[:, :, :200], causal=True)
@@ -190,7 +192,7 @@ for r in (r for r in table if r["tensor_core"]):
           f"{r['shared_bytes'] / 1024:12.0f}{r['tensor_core']:12}")
 print(f"{len(table)} kernels compiled, {sum(r['spills'] > 0 for r in table)} spill")
 # %% [markdown]
-# The largest tiles sit close to the limit of 255 registers per thread: the accumulator $O$ lives there for the whole loop. That, more than SRAM, decides tile sizes today.
+# The largest tiles stop just short of 255 registers, the limit per thread: the accumulator $O$ lives there for the whole loop. Shared memory still has room (the H100 gives a program 227 KiB). So for these tiles registers set the size, and the paper's $M$ is only half of the budget.
 #
 # ## 5. The picture
 # A tile shape is a trade. The longer side decides how much is computed beyond the causal triangle; the number of query tiles decides how often K and V are read. **Predict**: three shapes of equal area, 64 × 64, 128 × 32 and 32 × 128. Which wastes least, and which moves least?
@@ -207,7 +209,7 @@ show(fig, alt="Three tile maps of a 512 by 512 causal score matrix. "
      + "; ".join(f"{a} by {b}: {text}" for (a, b), text in maps.items()) + ". Tiles above the diagonal are skipped.")
 print(f"your guess: {my_guess}")
 # %% [markdown]
-# Square tiles waste half as much; tall ones fetch K and V for twice as many queries at a time. Change the shapes above, set $B_r$ to 256, and watch the red numbers.
+# Square tiles waste half as much; tall ones fetch K and V for twice as many queries at a time. Change the shapes in the cell above, set $B_r$ to 256, and watch the red numbers.
 #
 # > **Rule.** Beyond the causal triangle you pay $N \cdot \max(B_r, B_c)/2$ pairs (one side dividing the other); for K and V you pay about $N^2 d / B_r$ elements.
 #
@@ -311,7 +313,7 @@ p = (x[0] @ x[1].mT / 8).masked_fill(~torch.ones(2048, 2048).tril().bool(), -tor
 d = ((d_out @ x[2].mT) * p).sum(-1) - (d_out * b).sum(-1)
 print(f"the two ways to write D differ by {d.abs().max():.0e}; FLOPs: {7 * 2} N²d against {6 * 2} N²d")
 # %% [markdown]
-# The naive way keeps score matrices; ours keeps `q`, `k`, `v`, `out` and `lse`, all linear in N. The price is one more matmul: seven against six, 17 % more FLOPs. In a kernel the two gradients want opposite loops, since $\mathrm{d}Q$ sums over keys, $\mathrm{d}K$ and $\mathrm{d}V$ over queries. So `refimpl` launches two kernels and needs no atomics: the same input gives the same bits.
+# The naive way keeps a score matrix per head; ours keeps `q`, `k`, `v`, `out` and `lse`, all linear in N. The price is one more matmul: seven against six, 17 % more FLOPs. In a kernel the two gradients want opposite loops, since $\mathrm{d}Q$ sums over keys, $\mathrm{d}K$ and $\mathrm{d}V$ over queries. So `refimpl` launches two kernels and needs no atomics: the same input gives the same bits.
 #
 # > **Rule.** Save $O$ and lse, $N(d + 1)$ numbers per head, and the backward costs $10N^2d$ FLOPs in place of $8N^2d$ (not causal).
 #
@@ -327,7 +329,7 @@ for n in (64, 256, 1024, 4096):
     print(f"N {n:5}: standard moves {old:.1f} times what Algorithm 1 moves, {new:.1f} times version 2 with 128 x 128")
 print(f"your guess: {my_guess}; on this CPU, tiled takes {ratio:.1f} times as long as SDPA")
 # %% [markdown]
-# More bytes, and yet version 2 is the faster one on GPUs. Our count stands at the door of SRAM and ignores the L2 cache behind it, where K and V wait. And once traffic no longer bounds, other things do: whether every multiprocessor has a tile, how long they wait for each other.
+# More bytes, and yet the paper of version 2 reports about twice the speed. Our count stands at the door of SRAM and ignores the L2 cache behind it, where K and V wait. And once traffic no longer bounds, other things do: whether every multiprocessor has a tile, how long they wait for each other.
 #
 # **On the CPU** PyTorch's fused loop stays ahead: the same algorithm, without Python between tiles. **On Hopper** a readable kernel loses too. Published for the causal forward, d = 128, 8,192 tokens, H100: FlashAttention-2 333 TFLOP/s, a Triton kernel 369, cuDNN 529, FlashAttention-3 602 (read off the charts of [arXiv:2407.08608](https://arxiv.org/abs/2407.08608)). The last two hide loads and softmax behind matmuls, which plain Triton does not offer. No GPU ran this notebook, so it quotes no speed of ours.
 #

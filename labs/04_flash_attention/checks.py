@@ -8,6 +8,42 @@ from autograder import Case, Forbids, MemorySlope, PoisonOutside, question
 
 NO_LIBRARY = Forbids("softmax", "logsumexp", "scaled_dot_product")
 
+# Why some mutants of an oracle compute the same on a question's cases: the oracles do more than the questions ask.
+ANY_TILES = "exact for every tile size: that is the unit's point"
+EMPTY_TILE = "adds an empty tile behind the last one"
+OVER_MASKED = "also masks tiles in which nothing is hidden"
+KEYS_FOR_ALL = "every query sees a key here, so nothing is -inf or 0"
+OWN_HEADS = "no K/V head is shared here, so any grouping pairs the right ones"
+WHOLE = "nothing is causal here"
+FIRST_STEP = "the first tile multiplies the start of l and O by exp(-inf) = 0"
+OWN_COPY = "writes over a tile of q that was read already; every case is a private copy"
+ONE_COLUMN = "that axis has length 1"
+FOR_ALL = {
+    "flash_forward:*:dropped-call": OWN_COPY,
+    "flash_forward:*:other-function*": FIRST_STEP,
+    "flash_forward:*:minus-one": ONE_COLUMN,
+    "Tiles.row_tiles:*:off-by-one": EMPTY_TILE,
+    "Tiles.__init__:*:logic*": ANY_TILES,
+    "pivot:*:constant": "a row without a key stays without weight, whatever finite number is subtracted",
+    "nonzero:*:constant": "0 divided by anything is 0",
+}
+PLAIN = {
+    "attend_:*:dropped-call": KEYS_FOR_ALL,
+    "pivot:*:dropped-sign": KEYS_FOR_ALL,
+    "nonzero:*:plus-one": KEYS_FOR_ALL,
+    "nonzero:*:minus-one": KEYS_FOR_ALL,
+    "Tiles.group:*:dropped-sign": OWN_HEADS,
+    "Tiles.__init__:*:minus-one#3": OWN_HEADS,
+    "Tiles.__init__:*:swapped": WHOLE,
+}
+MASKS = {
+    "Tiles.mask_:*:comparison": OVER_MASKED,
+    "Tiles.mask_:*:operator": OVER_MASKED,
+    "Tiles.mask_:*:dropped-right": OVER_MASKED,
+    "Tiles.mask_:*:minus-one": OVER_MASKED,
+    "Tiles.mask_:*:dropped-left": OVER_MASKED,
+}
+
 
 def rows(rng, *shape, size=1.0, mean=0.0):
     return torch.randn(*shape, generator=rng) * size + mean
@@ -36,11 +72,18 @@ def naive(q, k, v):
 class Algorithm0:
     """`algorithm0` counts every element that the three kernels read from HBM and write to it."""
 
+    equivalent = {  # noqa: RUF012
+        "_standard_step:*:dropped-right": "only dropout has a factor other than 1",
+        "_standard_step:*:dropped-call": "a counter is added up like the traffic it counted",
+        "tiles:*:off-by-one#5": EMPTY_TILE,
+    }
+
     def cases(self, rng):
         odd = int(torch.randint(100, 900, (), generator=rng))
         yield Case("the slide's shape", 1024, 64)
         yield Case("n smaller than d", 48, 128)
         yield Case("any n", odd, 32)
+        yield Case("129 rows", 129, 16)
 
     def drive(self, answer, case):
         traffic = answer(*case.args)
@@ -64,6 +107,15 @@ class FlashForward:
     """`flash_forward` is exact at any length and never holds a full N × N tensor."""
 
     mechanism = (NO_LIBRARY, MemorySlope(order=1))
+    equivalent = (
+        FOR_ALL
+        | PLAIN
+        | {
+            "Tiles.row_tiles:*:other-function": ANY_TILES,
+            "Tiles.__init__:*:operator": WHOLE,
+            "Tiles.__init__:*:dropped-right": WHOLE,
+        }
+    )
     library = (
         "lambda q, k, v, block_q, block_k: (torch.nn.functional.scaled_dot_product_attention(q, k, v), "
         "(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).logsumexp(-1))"
@@ -107,6 +159,7 @@ class FlashCausal:
     """`flash_causal` hides the future, skips the tiles that lie in it, and shares K/V heads between query heads."""
 
     mechanism = (NO_LIBRARY, PoisonOutside(poison_future, "a tile of K or V beyond the diagonal"), MemorySlope(order=1))
+    equivalent = FOR_ALL | MASKS
     library = (
         "lambda q, k, v, causal, block_q, block_k: "
         "(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True), q[..., 0])"
@@ -121,6 +174,7 @@ class FlashCausal:
             "one K/V head, whole", *qkv(rng, q_len=33, heads=4, kv_heads=1), causal=False, block_q=16, block_k=16
         )
         yield Case("decoding: 3 queries, 50 keys", *qkv(rng, q_len=3, k_len=50), causal=True, block_q=16, block_k=16)
+        yield Case("20 queries, 34 keys", *qkv(rng, q_len=20, k_len=34), causal=True, block_q=16, block_k=16)
         yield Case("queries that see no key", *qkv(rng, q_len=41, k_len=20), causal=True, block_q=16, block_k=16)
         yield Case("scores in the hundreds", *qkv(rng, q_len=33, size=6.0), causal=True, block_q=8, block_k=16)
 
@@ -133,6 +187,17 @@ class FlashBackward:
     """`flash_backward` recomputes P tile by tile from the saved lse; memory stays linear in N."""
 
     mechanism = (NO_LIBRARY, MemorySlope(order=1))
+    equivalent = {  # noqa: RUF012
+        "flash_backward:*:dropped-call": KEYS_FOR_ALL,
+        "pivot:*": KEYS_FOR_ALL,
+        "Tiles.col_tiles:*:off-by-one": EMPTY_TILE,
+        "Tiles.row_tiles:*:off-by-one": EMPTY_TILE,
+        "Tiles.group:*:dropped-sign": OWN_HEADS,
+        "Tiles.__init__:*:logic*": ANY_TILES,
+        "Tiles.__init__:*:operator": WHOLE,
+        "Tiles.__init__:*:swapped": WHOLE,
+        "Tiles.__init__:*:dropped-right": WHOLE,
+    }
     library = (
         "lambda q, k, v, out, lse, d_out, block_q, block_k: torch.autograd.grad("
         "torch.nn.functional.scaled_dot_product_attention("
@@ -167,6 +232,18 @@ class FlashTriton:
     # The interpreter computes in NumPy: whoever multiplies or exponentiates in PyTorch is not running a kernel.
     mechanism = (
         Forbids("softmax", "logsumexp", "scaled_dot_product", "aten.exp.", "aten.mm", "aten.bmm", "aten.mul."),
+        PoisonOutside(poison_future, "a tile of K or V beyond the diagonal"),
+    )
+    equivalent = (
+        FOR_ALL
+        | PLAIN
+        | MASKS
+        | {
+            "Tiles.mask_:*:plus-one": "tiles start at multiples of 16 here, so none ends one key past the diagonal",
+            "Tiles.mask_:*:operator#2": "as many queries as keys: the shift is 0",
+            "Tiles.mask_:*:dropped-right#2": "as many queries as keys: the shift is 0",
+            "Tiles.col_tiles:*": "as many queries as keys: the shift is 0",
+        }
     )
     library = (
         "lambda q, k, v, causal, block_q, block_k: "

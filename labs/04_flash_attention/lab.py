@@ -34,9 +34,11 @@ lab = open_lab("04_flash_attention")
 # Triton comes after `open_lab`: on a machine without a GPU, the line above switches its interpreter on. Where Triton does not exist (macOS, Windows), `flash_triton` is not graded here; everything else is.
 # %% tags=["setup"]
 import math
+import warnings
 
 import torch
 
+warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")  # the interpreter's NumPy meets -inf and NaN
 try:
     import triton
     import triton.language as tl
@@ -240,7 +242,7 @@ lab.check("flash_backward")
 # </details></details></details>
 # %% [markdown]
 # ## Question 6. The same loop as a GPU kernel (6 points, 20 minutes, ●●●)
-# One program handles one tile of queries of one head. The addresses and the load of `q` are given; write the loop, the two stores, and nothing else. Blocks are whole powers of two here, so the last tile reaches past the end. Behind the end lie **NaN** (the checker puts them there), so every load needs a mask and an `other=`, and a key beyond `k_len` needs the score `-inf`. Pass `input_precision="ieee"` to `tl.dot`: the default rounds fp32 on a GPU. Queries and keys have equal length.
+# One program handles one tile of queries of one head. The addresses and the load of `q` are given; write the loop, the two stores, and nothing else. Blocks are whole powers of two here, so the last tile reaches past the end. Behind the end lie **NaN** (the checker puts them there), so every load needs a mask and an `other=`, and a key beyond `k_len` needs the score `-inf`. Pass `input_precision="ieee"` to `tl.dot`: the default rounds fp32 on a GPU. Queries and keys have equal length. Causal tiles beyond the diagonal are skipped, as in question 4.
 # %% tags=["setup"]
 def flash_triton(q, k, v, *, causal, block_q, block_k):
     """Launch `flash_kernel`. q, k, v (batch, heads, n, dim); dim 16 to 128. Returns out and lse."""
@@ -334,7 +336,7 @@ lab.check("which_row")
 # </details></details></details>
 # %% [markdown]
 # ## On the real model
-# The queries, keys and values below come out of SmolLM2 while it reads a presidential message (9 query heads, 3 K/V heads). The cell compares your causal attention with PyTorch's and counts the bytes by the formulas. **Predict** first: at which of the three lengths does the standard way move 10 times your bytes?
+# The queries, keys and values below come out of SmolLM2 while it reads a presidential message (9 query heads, 3 K/V heads). The cell compares your causal attention with PyTorch's, and counts the bytes of both ways for the nine query heads. **Predict** first: at 1,024 tokens, how many times your bytes does the standard way move?
 # %% tags=["explore"]
 from time import process_time
 
@@ -347,15 +349,15 @@ for n in (256, 512, 1024):
     mine, _ = flash_causal(q, k, v, causal=True, block_q=128, block_k=256)
     seconds = process_time() - began
     wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    moved = simulate_flash2(n, 64, 128, 256, causal=True).total
-    print(f"N {n:4}: off by {(mine - wanted).abs().max():.0e}, {1e3 * seconds:.0f} ms, "
-          f"moves {moved * 9 * 2 / 1e6:.1f} MB in fp16 against {sum(algorithm0(n, 64)) * 9 * 2 / 1e6:.1f}")
+    moved, standard = simulate_flash2(n, 64, 128, 256, causal=True).total, sum(algorithm0(n, 64))
+    print(f"N {n:4}: off by {(mine - wanted).abs().max():.0e}, {1e3 * seconds:.0f} ms, moves {moved * 9 * 2 / 1e6:.1f} MB "
+          f"in fp16 against {standard * 9 * 2 / 1e6:.1f}: {standard / moved:.1f} times")
 # %% [markdown] written="why"
 # ## Question 8. Why (4 points, 10 minutes, ●●○)
 # *Ben: "FlashAttention is faster because it saves work: the lecture's slide says it reduces recomputation, and the N × N matrix is never computed."* 80 to 150 words: is he right? What makes it faster, and how do you know (use a number of your own run)? When would it not be faster? Marks: claim, mechanism, evidence, limit, one each.
 #
 # ### BEGIN SOLUTION
-# No. Every entry of the N × N matrix is computed, and in the backward pass once more: 7 matmuls against 6, so FLOPs rise by 17 %. It is faster because standard attention waits for memory: S and P are written to HBM and read again, about 18 times over forward and backward. FlashAttention keeps each tile on chip and stores one number per query, so at N = 1024 my count falls from 9.1 GB to under a tenth. Time is the larger of FLOPs / peak and bytes / bandwidth; the second term was the larger. Where arithmetic is already the limit, extra FLOPs cost time: a CPU with a large cache, or tiles so small that K and V are read again and again. For short N there is little to save.
+# No. Every score is computed, in training even twice: 7 matmuls against 6, so FLOPs rise by 17 %, from 0.82 to 0.96 TFLOP at the table's shape. It is faster because standard attention waits for memory. It writes S and P to HBM and reads them back, 9.1 GB in the forward pass alone by my count, while a tile on the chip is used and dropped. Time is the larger of FLOPs / peak and bytes / bandwidth, and the second was the larger. On SmolLM2 at 1,024 tokens my tiles move 14 MB per layer against 80. Where arithmetic is already the limit, the extra matmul costs time. For short N, or SRAM so small that K and V are read again and again, there is nothing to gain.
 # ### END SOLUTION
 # %% [markdown]
 # ## Close the lab

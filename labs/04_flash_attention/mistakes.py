@@ -368,7 +368,8 @@ def program(q, k, v, n, first, causal, block_q, block_k, defect):
     m = np.full(len(q), 0.0 if defect == "m_from_zero" else -np.inf, np.float32)
     l, o = np.zeros_like(m), np.zeros_like(q)
     causal = causal and defect != "never_causal"
-    for start in range(0, min(n, first + block_q) if causal else n, block_k):
+    end = min(n, first + block_q) if causal and defect != "masked_not_skipped" else n
+    for start in range(0, end, block_k):
         keys = start + np.arange(block_k)
         s = q @ k[keys].T * np.float32(1.0 if defect == "no_scale" else q.shape[1] ** -0.5)
         if defect != "padding_counts":
@@ -439,6 +440,16 @@ def kernel_store_without_mask(q, k, v, *, causal, block_q, block_k):
         out.flatten(0, 1)[1:, :behind] = v.flatten(0, 1)[:-1].mean(1, keepdim=True)
         lse.flatten(0, 1)[1:, :behind] = float(np.log(n))
     return out, lse
+
+
+@mistake(
+    "flash_triton",
+    fails="PoisonOutside",
+    says="""Every number agrees. But NaN in tiles above the diagonal reaches you: the loop runs to the end and masks
+        what it loaded. When causal, stop at the tile's last query: half of the work is free, and 0 × NaN is NaN. Hint 2""",
+)
+def kernel_masked_not_skipped(q, k, v, *, causal, block_q, block_k):
+    return launch(q, k, v, causal=causal, block_q=block_q, block_k=block_k, defect="masked_not_skipped")
 
 
 @mistake(
