@@ -61,7 +61,7 @@ def compare(got: Any, want: Any, low: Any = None, tolerance: Tolerance | None = 
 
 def alike(a: Any, b: Any, rtol: float = 1e-3) -> bool:
     """Whether two results are the same but for rounding; NaN equals NaN here, for recognising a known mistake."""
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+    if is_plain(a) and is_plain(b):
         if a.shape != b.shape or a.is_meta or a.layout is not torch.strided:
             return False
         a64, b64 = a.detach().cpu().double(), b.detach().cpu().double()
@@ -129,8 +129,7 @@ class _Checker:
         return None
 
     def visit_tensor(self, where: str, got: Any, want: torch.Tensor, low: Any) -> None:
-        # Exactly torch.Tensor: a subclass could answer "equal" to every comparison.
-        if type(got) is not torch.Tensor and type(got) is not torch.nn.Parameter:
+        if not is_plain(got):
             return self.add(where, "type", f"{describe(got)}, expected {describe(want)}")
         if got.layout is not torch.strided or got.is_meta:
             return self.add(
@@ -188,6 +187,11 @@ class _Checker:
         self.differences.append(Difference(where, kind, message, error, bound, values))
 
 
+def is_plain(value: Any) -> bool:
+    """Exactly a tensor: a subclass could answer "equal" to every comparison, and anything when asked for its shape."""
+    return type(value) is torch.Tensor or type(value) is torch.nn.Parameter
+
+
 def first_index(wrong: torch.Tensor) -> tuple[int, ...]:
     return tuple(wrong.nonzero()[0].tolist())
 
@@ -203,7 +207,7 @@ def shape_message(got: tuple[int, ...], want: tuple[int, ...]) -> str:
 
 def describe(value: Any) -> str:
     """A value in words, by type and shape, without its numbers."""
-    if isinstance(value, torch.Tensor):
+    if is_plain(value):
         return f"a {type(value).__name__} of shape {tuple(value.shape)}"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
