@@ -445,8 +445,9 @@ def kernel_store_without_mask(q, k, v, *, causal, block_q, block_k):
 @mistake(
     "flash_triton",
     fails="PoisonOutside",
-    says="""Every number agrees. But NaN in tiles above the diagonal reaches you: the loop runs to the end and masks
-        what it loaded. When causal, stop at the tile's last query: half of the work is free, and 0 × NaN is NaN. Hint 2""",
+    says="""Every number agrees. But NaN in tiles above the diagonal reaches you: the loop runs to the end and
+        masks what it loaded. When causal, stop at the tile's last query: half of the work is free, and 0 ×
+        NaN is NaN. Hint 2""",
 )
 def kernel_masked_not_skipped(q, k, v, *, causal, block_q, block_k):
     return launch(q, k, v, causal=causal, block_q=block_q, block_k=block_k, defect="masked_not_skipped")
