@@ -116,13 +116,12 @@ def against_oracle(
         raise TypeError(f"question {question.name!r} has neither an oracle nor a `judge` method")
     truth = question.drive(oracle, case.map(lambda value: to_double(fresh(value))))
     low = question.drive(oracle, case.map(fresh))
-    names = question.returns if isinstance(truth, tuple) and len(truth) == len(question.returns) else ()
     try:
         kept = keep(got)
     except Exception as error:  # a result of the wrong form, which `keep` could not take apart
         wrong_form = Difference("result", "structure", f"not of the expected form ({type(error).__name__})")
         return Comparison((wrong_form,))
-    return compare(kept, keep(truth), keep(low), question.tolerance, names)
+    return compare(kept, keep(truth), keep(low), question.tolerance, question.returns)
 
 
 def summary(result: Comparison) -> str:
