@@ -37,8 +37,9 @@ def reached(oracle: Callable[..., Any]) -> tuple[list[types.FunctionType], list[
     todo: list[Any] = [oracle]
     while todo:
         value = todo.pop()
-        if type(value).__module__.startswith("triton"):
-            kernels.add(getattr(value, "__name__", type(value).__name__))
+        if is_kernel(value):
+            kernels.add(value.fn.__name__)
+            continue
         if isinstance(value, type):
             todo += [getattr(member, "__func__", member) for member in vars(value).values()]
         value = inspect.unwrap(value) if callable(value) and not isinstance(value, type) else value
@@ -59,7 +60,12 @@ def owned(function: types.FunctionType, name: str, packages: set[str]) -> bool:
     """Whether a global name of the function stands for something of these packages (kernels included)."""
     value = function.__globals__.get(name)
     module = getattr(value, "__module__", None) or ""
-    return callable(value) and module.partition(".")[0] in packages
+    return is_kernel(value) or (callable(value) and module.partition(".")[0] in packages)
+
+
+def is_kernel(value: Any) -> bool:
+    """Whether this is a Triton kernel, compiled or interpreted."""
+    return type(value).__module__.startswith("triton") and hasattr(value, "fn")
 
 
 def names_in(code: types.CodeType) -> set[str]:
@@ -97,13 +103,10 @@ def source_mutants(source: str) -> Iterator[tuple[str, str, str]]:
     tree, lines, seen = ast.parse(source), source.splitlines(), Counter[str]()
     original = ast.unparse(tree).splitlines()
     for root in [node for node in tree.body if isinstance(node, ast.FunctionDef)]:
-        for operator, _, _, line in edits(root):
+        for edit in edits(root):
             mutated = ast.unparse(ast.fix_missing_locations(tree))
-            yield (
-                identity(root.name, lines[line - 1], operator, seen),
-                changed(original, mutated.splitlines())[1],
-                mutated,
-            )
+            name = identity(root.name, lines[edit.line - 1], edit.operator, seen)
+            yield name, changed(original, mutated.splitlines())[1], mutated
 
 
 def identity(function: str, line: str, operator: str, seen: Counter[str]) -> str:
