@@ -117,20 +117,18 @@ def identity(function: str, line: str, operator: str, seen: Counter[str]) -> str
 
 
 def definition(tree: ast.AST, path: Sequence[str]) -> ast.FunctionDef:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == path[0]:
-            return definition(node, path[1:]) if len(path) > 1 else node  # type: ignore[return-value]
-    raise LookupError(f"no definition of {path[0]}")
+    """The definition that a qualified name leads to."""
+    named = (node for node in ast.iter_child_nodes(tree) if getattr(node, "name", "") == path[0])
+    node = next(named)
+    return definition(node, path[1:]) if len(path) > 1 else node  # type: ignore[return-value]
 
 
 def code_of(code: types.CodeType, qualname: str) -> types.CodeType:
+    """The code object of a function inside a module's or class's code."""
     todo = [code]
-    while todo:
-        here = todo.pop()
-        if here.co_qualname == qualname:
-            return here
-        todo += [constant for constant in here.co_consts if isinstance(constant, types.CodeType)]
-    raise LookupError(f"no code of {qualname}")
+    while todo[-1].co_qualname != qualname:
+        todo += [constant for constant in todo.pop().co_consts if isinstance(constant, types.CodeType)]
+    return todo[-1]
 
 
 def changed(before: list[str], after: list[str]) -> tuple[str, str]:

@@ -8,7 +8,19 @@ import torch
 
 from autograder import Case, question
 from autograder.checks import examine
-from autograder.redteam.cheats import cheats, fitting, leaves, walk, zero
+from autograder.redteam.cheats import (
+    Stream,
+    call,
+    cheats,
+    fitting,
+    held,
+    imported,
+    leaves,
+    signature,
+    walk,
+    zero,
+    zeroed_in_place,
+)
 from autograder.student import AnswerInPlace
 
 
@@ -186,6 +198,26 @@ def test_results_of_any_form_can_be_zeroed():
     assert (zeroed["s"], zeroed["n"], zeroed["b"]) == ("", None, False)
     assert zeroed["x"].tolist() == [0.0, 0.0]
     assert leaves([1, (2, {"a": 3})]) == [1, 2, 3]
+
+
+def test_the_gadgets_do_here_what_they_do_in_a_cell(tmp_path, monkeypatch):
+    """The same functions, called in place: copies, streams, signatures, imports."""
+    tensor = torch.ones(2)
+    copy = held([tensor, 5])
+    tensor.zero_()
+    assert copy[0].tolist() == [1.0, 1.0]
+    assert zeroed_in_place("text") == "text"
+    stream = held((iter([copy[0], copy[0]]),))
+    assert isinstance(stream[0], Stream)
+    assert call(lambda a, *, b: (next(a), next(b)), stream, {"b": held(iter([7]))})[1] == 7
+    assert signature([torch.ones(2)]) == signature([torch.zeros(2)]) != signature([torch.zeros(3)])
+    assert signature([1]) != signature([2])
+    assert imported("math", "sqrt")(9) == 3
+    with pytest.raises(ImportError):
+        imported("math", "no_such_function")
+    import math as again  # a failed search leaves no half-forgotten module behind
+
+    assert again.sqrt(4) == 2
 
 
 def test_an_input_is_fitted_to_any_shape():

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from autograder import mutate, prove
-from autograder.labs import load_file, load_lab
+from autograder.labs import LabError, load_file, load_lab
 from autograder.mutate import Survey, survey, unexplained
 from autograder.redteam.edits import edits
 from autograder.redteam.mutants import SAMPLE, Mutant, mutants, reached, source_mutants, thinned
-from autograder.redteam.trial import Fate, Trial, executed
+from autograder.redteam.trial import Fate, Trial, executed, try_all
 
 EXAM = Path(__file__).parent / "data" / "exam"
 LABS = Path(__file__).parents[2] / "labs"
@@ -324,6 +324,73 @@ def test_what_is_left_out_is_said(rows, monkeypatch):
     monkeypatch.setattr("autograder.redteam.mutants.SAMPLE", 3)
     found, _ = surveyed(rows, "row_shares")
     assert (len(found.fates), found.note) == (3, f"3 of {found.made} mutants, sampled by hash")
+
+
+def test_an_oracle_without_anything_to_change_has_no_mutants(rows):
+    """Nothing was tried, and nothing is claimed."""
+    (rows / "reference.py").write_text("def root_of(x):\n    return x\n")
+    edit(rows / "checks.py", '@question("root_of", oracle=None)', '@question("root_of", oracle="reference:root_of")')
+    found, _ = surveyed(rows, "root_of")
+    assert (found.fates, found.made) == ((), 0)
+
+
+def test_an_oracle_that_fails_on_its_own_cases_is_the_author_s_to_mend(rows, capfd):
+    """One line with the command that shows where, not a stack of a process."""
+    edit(rows / "reference.py", "    return -(-n // block)", "    return 1 // (block - 7)")
+    with pytest.raises(
+        LabError, match="the oracle of 'tile_count' does not get through its own cases; `python -m auto"
+    ):
+        surveyed(rows, "tile_count")
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_a_trial_tells_what_notices_each_mutant(rows):
+    """A case by name, an error by type, a property by its words, a mechanism by its name; and nothing twice."""
+    lab = load_lab(rows)
+    trial = Trial(lab, lab.checks["window_sums"], (1, 2))
+    todo, made = trial.mutants()
+    assert made == len(todo)
+    original = trial.oracle.__code__
+    fates = {m.after: trial.first_sign(m.function, m.code) for m in todo}
+    assert trial.oracle.__code__ is original
+    assert fates["before[..., :width + 1] = 0"] == ""
+    assert fates["return total + before"] == "a row"
+    assert "a row: RuntimeError" in fates.values()
+    _, peak = trial.peak(trial.question, trial.question.grow(1, 256), None)
+    assert peak == 256 * 4
+
+
+def test_changes_to_what_no_case_evaluates_are_not_tried(rows):
+    """The right side of an `and` that is never reached, the branch that is always taken."""
+    (rows / "reference.py").write_text(
+        "def tile_count(n, block):\n    tiles = -(-n // block) if n or block > 5 else 7\n    return tiles\n"
+    )
+    lab = load_lab(rows)
+    todo, _ = Trial(lab, lab.checks["tile_count"], (1,)).mutants()
+    after = {m.after for m in todo}
+    assert "tiles = -(n // block) if n or block > 5 else 7" in after
+    assert not [
+        line for line in after if line.endswith(("else 8", "else 6")) or "block > 6" in line or "block <" in line
+    ]
+    assert "tiles = -(-n // block)" not in after  # "always": it is
+
+
+def test_the_child_process_tells_the_same(rows):
+    """What runs behind the pipe, run here: first the list, then each fate from the number asked for."""
+
+    class Wire:
+        def __init__(self):
+            self.said = []
+
+        def send(self, said):
+            self.said.append(said)
+
+    lab, wire = load_lab(rows), Wire()
+    try_all(lab, lab.checks["tile_count"], (1,), 1, wire)
+    (known, made, kernels), *fates = wire.said
+    assert (len(known), kernels) == (made, [])
+    assert len(fates) == made - 1
+    assert all(fates)
 
 
 def test_an_oracle_that_breaks_a_mechanism_is_not_judged_by_it(rows):
