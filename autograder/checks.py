@@ -64,7 +64,9 @@ def examine(
     `oracle` is the function that `question.oracle` names (None for a question judged by property).
     """
     drawn = [case for _, case in question.draw(seed)]
-    outcomes, results, timeouts = [], [], 0
+    outcomes: list[Outcome] = []
+    results: list[CaseResult] = []
+    timeouts = 0
     for case in drawn:
         if timeouts >= TIMEOUTS_ALLOWED:
             outcome = Outcome(error="NotRun", message="not run: earlier cases did not finish in time")
@@ -247,8 +249,8 @@ def call_in_place(question: Question, answer: Callable[..., Any], case: Case) ->
     except ForbiddenCall as error:
         return Outcome(error="ForbiddenCall", message=str(error))
     except Exception as error:
-        error = own_error(error)
-        return Outcome(error=type(error).__name__, message=str(error)[:500], line=last_line(error))
+        own = own_error(error)
+        return Outcome(error=type(own).__name__, message=str(own)[:500], line=last_line(own))
     return Outcome(value, milliseconds=1000 * (time.perf_counter() - start))
 
 

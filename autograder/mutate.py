@@ -40,7 +40,9 @@ def survey(lab: Lab, question: Question, seeds: Sequence[int]) -> Survey:
     if question.oracle is None:
         return Survey(lab.slug, question.name, note="no oracle to mutate: results are judged by property")
     known: list[Fate] = []
-    made, kernels, told = 0, [], []
+    kernels: list[str] = []
+    told: list[str] = []
+    made = 0
     while not known or len(told) < len(known):
         with forked(lab, question, seeds, len(told)) as pipe:
             known, made, kernels = pipe.prepared(lab, question)

@@ -1,12 +1,13 @@
 """Generic cheats: answers to any question that know nothing of its topic. `prove` demands 0 points for each.
 
 A cheat is the source of a cell that comes after the worked solution. Most wrap it, so they return the right structure
-for any question. The functions above `GADGETS` travel as text: they may use torch and nothing else.
+for any question. The functions above `GADGETS` travel as text: they may use torch and Any, nothing else.
 """
 
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ class Stream(list):
     """What an iterator gave, kept, and handed on as an iterator again."""
 
 
-def walk(change, value):
+def walk(change: Any, value: Any) -> Any:
     """`change` applied to every leaf of nested data; an iterator is read to its end."""
     if hasattr(value, "__next__"):
         return Stream([walk(change, item) for item in value])  # item by item: each may be overwritten after its turn
@@ -42,32 +43,32 @@ def walk(change, value):
     return change(value)
 
 
-def leaves(value):
+def leaves(value: Any) -> list[Any]:
     """All leaves of nested data in a list."""
-    found = []
+    found: list[Any] = []
     walk(found.append, value)
     return found
 
 
-def held(value):
+def held(value: Any) -> Any:
     """A copy that nobody else can overwrite."""
     return walk(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, value)
 
 
-def call(answer, args, kwargs):
+def call(answer: Any, args: Any, kwargs: Any) -> Any:
     """Call with what `walk` made of the arguments."""
     args = [iter(arg) if isinstance(arg, Stream) else arg for arg in args]
     return answer(*args, **{key: iter(arg) if isinstance(arg, Stream) else arg for key, arg in kwargs.items()})
 
 
-def zero(leaf):
+def zero(leaf: Any) -> Any:
     """Nothing, of the same type and shape."""
     if isinstance(leaf, torch.Tensor):
         return torch.zeros_like(leaf)
     return type(leaf)() if isinstance(leaf, (bool, int, float, str)) else leaf
 
 
-def zeroed_in_place(leaf):
+def zeroed_in_place(leaf: Any) -> Any:
     """The caller's own tensor overwritten with zeros, and a copy of it."""
     if not isinstance(leaf, torch.Tensor):
         return leaf
@@ -75,7 +76,7 @@ def zeroed_in_place(leaf):
         return leaf.zero_().clone()
 
 
-def fitting(leaf, inputs):
+def fitting(leaf: Any, inputs: list[Any]) -> Any:
     """The first input of the same type and shape; failing that of the same type; failing that nothing."""
     same_type = [given for given in inputs if type(given) is type(leaf)]
     if isinstance(leaf, torch.Tensor):
@@ -87,12 +88,12 @@ def fitting(leaf, inputs):
     return same_type[0] if same_type else zero(leaf)
 
 
-def signature(value):
+def signature(value: Any) -> str:
     """What two calls share that differ only in their tensors' numbers."""
     return repr(walk(lambda leaf: (leaf.shape, leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf, value))
 
 
-def imported(module, function):
+def imported(module: str, function: str) -> Any:
     """The reference itself, by import: from where Python looks, then from every folder above what is loaded."""
     import importlib
     import pathlib
@@ -168,6 +169,6 @@ def wrapped(question: Question, body: str) -> str:
     """A cell that puts the cheat around the worked solution, which the cells before it define."""
     gadgets = "\n\n".join(inspect.getsource(gadget) for gadget in GADGETS)
     return (
-        f"import torch\n\n{gadgets}\n\nhonest, kept = {question.answer}, {{}}\n\n"
+        f"from typing import Any\n\nimport torch\n\n{gadgets}\n\nhonest, kept = {question.answer}, {{}}\n\n"
         f"def {question.answer}(*args, **kwargs):{body}"
     )

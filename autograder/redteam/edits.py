@@ -189,7 +189,7 @@ def of_call(node: ast.Call) -> Iterator[Change]:
         for index, bound in enumerate(node.args[:2]):  # not the step: another tile size gives the same numbers
             for operator, shifted in off_by_one(bound):
                 args = [*node.args[:index], shifted, *node.args[index + 1 :]]
-                yield operator, ast.Call(node.func, args, node.keywords)
+                yield operator, ast.Call(node.func, args, node.keywords)  # type: ignore[arg-type]
     if name in FORM_ONLY or node.keywords or name[:1].isupper():
         return
     is_method = isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") not in (
@@ -198,8 +198,8 @@ def of_call(node: ast.Call) -> Iterator[Change]:
         "np",
     )
     if is_method and not node.args:
-        yield "dropped-call", node.func.value  # type: ignore[union-attr]
-    elif not is_method and len(node.args) == 1:
+        yield "dropped-call", node.func.value  # type: ignore[attr-defined]
+    elif not is_method and len(node.args) == 1 and not isinstance(node.args[0], ast.Starred):
         yield "dropped-call", node.args[0]
 
 

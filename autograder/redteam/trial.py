@@ -66,9 +66,9 @@ class Trial:
             found += [mutant] * reached[mutant.probe]
         return thinned(found), len(found)
 
-    def first_sign(self, function: types.FunctionType, code: types.CodeType) -> str:
+    def first_sign(self, function: types.FunctionType, code: types.CodeType | None) -> str:
         """What notices that the function runs this code, or "" if nothing does."""
-        original, function.__code__ = function.__code__, code
+        original, function.__code__ = function.__code__, code or function.__code__
         try:
             return next(self.signs(), "")
         finally:

@@ -2,6 +2,7 @@
 
 import linecache
 import signal
+import time
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from autograder.checks import (
     judge_case,
     last_line,
     merge_draws,
+    summary,
 )
 from autograder.question import DRAWS
 from autograder.score import CaseResult
 from autograder.student import AnswerInPlace
+from autograder.tolerance import Comparison, Difference
 
 
 @question("center", oracle="reference:center")
@@ -157,6 +160,8 @@ def test_an_error_is_told_with_the_answer_s_own_line():
     report = check(in_a_cell("def f(x):\n    return center(x @ x)\n"))
     assert report.cases[0].message.startswith("RuntimeError: mat1 and mat2 shapes")
     assert report.cases[0].message.endswith(", at `return center(x @ x)`")
+    deeper = "def g(x):\n    return x @ x\n\ndef f(x):\n    return g(x)\n"
+    assert check(in_a_cell(deeper)).cases[0].message.endswith(", at `return x @ x`")
     assert last_line(ValueError("never raised")) == ""
 
 
@@ -274,6 +279,34 @@ def test_right_numbers_by_the_wrong_route_are_diagnosed_by_the_mechanism():
     assert report.diagnosis == "it grows as n^2"
 
 
+def test_a_mechanism_is_examined_as_soon_as_the_plain_case_passes():
+    """Later cases may fail: what is earned so far rests on it."""
+
+    @question("total", oracle="reference:total")
+    class Total:
+        mechanism = (MemorySlope(sizes=(2048, 4096)),)
+
+        def cases(self, rng):
+            yield Case("a column", torch.randn(4, 1, generator=rng))
+            yield Case("three columns", torch.randn(4, 3, generator=rng))
+
+        def grow(self, rng, n):
+            return Case("grown", torch.randn(n, 1, generator=rng))
+
+    def answer(x):
+        return x.sum() if x.shape[1] == 1 else x.sum() + 1
+
+    report = check(answer, asked=Total.__question__, oracle=lambda x: x.sum(), mistakes=())
+    assert [case.passed for case in report.cases] == [True, False]
+    assert [mechanism.passed for mechanism in report.mechanisms] == [True]
+
+
+def test_a_message_names_at_most_three_differences():
+    """The rest is more of the same."""
+    differing = Comparison(tuple(Difference(f"part {i}", "type", "wrong") for i in range(5)))
+    assert summary(differing) == "part 0: wrong; part 1: wrong; part 2: wrong"
+
+
 # --- properties and oracles -----------------------------------------------------------------------------
 
 
@@ -341,8 +374,8 @@ def test_an_argument_to_be_read_once_runs_dry():
 
 def test_a_call_tells_time_and_keeps_errors_in():
     """Milliseconds of a success; type and message of a failure, cut to a readable length."""
-    outcome = call_in_place(CENTER, center, Case("plain", torch.ones(2, 3)))
-    assert outcome.milliseconds > 0
+    outcome = call_in_place(CENTER, lambda x: time.sleep(0.02), Case("plain", torch.ones(2, 3)))
+    assert 20 <= outcome.milliseconds < 600
     failed = call_in_place(CENTER, lambda x: {}["x" * 900], Case("plain", torch.ones(2, 3)))
     assert failed.error == "KeyError"
     assert len(failed.message) == 500

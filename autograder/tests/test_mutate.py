@@ -92,8 +92,9 @@ def test_a_slip_that_people_make_is_made(body, expected):
         "y = n\nreturn y",
         "return x.clone()",
         "return torch.zeros",
+        "return f(*x)",
     ],
-    ids=["docstring", "guard", "assertion", "import", "first assignment", "form only", "no call"],
+    ids=["docstring", "guard", "assertion", "import", "first assignment", "form only", "no call", "starred"],
 )
 def test_what_an_answer_need_not_share_is_left_alone(body):
     """Texts, errors on wrong input, and calls that change where a value lies but not what it is."""

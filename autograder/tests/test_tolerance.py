@@ -77,9 +77,17 @@ def test_a_result_of_infinities_alone_must_be_equal():
     assert not compare(torch.tensor([-math.inf, -1e30]), want).ok
 
 
+def test_the_scale_is_a_magnitude():
+    """A large negative value sets it like a large positive one."""
+    want = torch.tensor([-100.0, 1.0], dtype=torch.float64)
+    assert compare(want + 0.9e-3, want).ok
+    assert not compare(want + 1.1e-3, want).ok
+
+
 def test_an_overflow_of_the_low_precision_run_does_not_widen_the_bound():
     """Only finite rounding errors count."""
     assert not compare(moved(1.0), WANT, torch.tensor([math.inf, -2.0, 4.0])).ok
+    assert not compare(moved(1.0), WANT, torch.full((3,), math.inf)).ok
 
 
 @pytest.mark.parametrize(
@@ -193,6 +201,9 @@ def test_a_known_mistake_is_recognised_up_to_rounding(a, b):
         (torch.ones(2), torch.ones(3)),
         (torch.ones(2), [1.0, 1.0]),
         ([1, 2], [1, 2, 3]),
+        ([1, 2], [1, 3]),
+        ({"a": 1, "b": 2}, {"a": 1, "b": 3}),
+        (math.nan, 1.0),
         ({"a": 1}, {"b": 1}),
         ({"a": 1}, {"a": 2}),
         (1.0, 1.1),
