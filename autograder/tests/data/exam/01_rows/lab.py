@@ -6,7 +6,7 @@ from autograder import open_lab
 
 lab = open_lab("01_rows")
 # %% tags=["setup"]
-import torch  # noqa: E402
+import torch
 
 
 # %% question="window_sums"

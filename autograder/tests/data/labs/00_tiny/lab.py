@@ -14,7 +14,7 @@ from autograder import open_lab
 
 lab = open_lab("00_tiny")
 # %% tags=["setup"]
-import torch  # noqa: E402
+import torch
 
 
 # %% [markdown]
