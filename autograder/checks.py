@@ -7,7 +7,8 @@ answer called in another process). What differs is the `Runner`, which says how 
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from autograder.mechanism import Forbids, MechanismResult
@@ -17,6 +18,7 @@ from autograder.score import CaseResult, Report
 from autograder.tolerance import Comparison, Difference, alike, compare
 from autograder.tree import fresh, to_double
 
+PACKAGE = str(Path(__file__).parent)
 TIMEOUTS_ALLOWED = 2  # after so many, the rest of a question's cases would only make the class wait
 
 
@@ -119,7 +121,7 @@ def against_oracle(
     except Exception as error:  # a result of the wrong form, which `keep` could not take apart
         wrong_form = Difference("result", "structure", f"not of the expected form ({type(error).__name__})")
         return Comparison((wrong_form,))
-    return compare(kept, keep(truth), keep(low), question.tolerance)
+    return compare(kept, keep(truth), keep(low), question.tolerance, question.returns)
 
 
 def summary(result: Comparison) -> str:
@@ -182,13 +184,41 @@ def diagnose(
     results: Sequence[CaseResult],
     mechanisms: Sequence[MechanismResult],
 ) -> Mistake | None:
-    """The known mistake that gives what this answer gave, on every case; else the one that trips the same mechanism."""
-    if not all(result.passed for result in results):
-        ran = [(case, outcome) for case, outcome in zip(drawn, outcomes, strict=True) if outcome.error != "NotRun"]
-        return next((m for m in mistakes if not m.fails and behaves_like(question, m, ran)), None) or by_mechanism(
-            mistakes, mechanisms
-        )
-    return by_mechanism(mistakes, mechanisms)
+    """The known mistake that gives what this answer gave, on every case; else the one that trips the same mechanism;
+    else the one behind most of the wrong cases, since a first attempt often has two faults.
+    """
+    if all(result.passed for result in results):
+        return by_mechanism(mistakes, mechanisms)
+    ran = [(case, outcome) for case, outcome in zip(drawn, outcomes, strict=True) if outcome.error != "NotRun"]
+    by_value = [m for m in mistakes if not m.fails]
+    exact = next((m for m in by_value if behaves_like(question, m, ran)), None)
+    wrong = [pair for pair, result in zip(zip(drawn, outcomes, strict=True), results, strict=True) if not result.passed]
+    return exact or by_mechanism(mistakes, mechanisms) or one_of_two_faults(question, by_value, wrong)
+
+
+def one_of_two_faults(
+    question: Question, mistakes: Sequence[Mistake], wrong: Sequence[tuple[Case, Outcome]]
+) -> Mistake | None:
+    """The mistake that gives the first wrong result and more than half of all wrong ones; its text says how many."""
+    best, most = None, len(wrong) // 2
+    for known in mistakes:
+        if not same_value(question, known, *wrong[0]):
+            continue
+        explained = sum(same_value(question, known, *pair) for pair in wrong)
+        if explained > most:
+            best, most = known, explained
+    if best is None:
+        return None
+    counted = f"This explains {most} of your {len(wrong)} wrong results; something else is wrong as well. "
+    return replace(best, says=counted + best.says)
+
+
+def same_value(question: Question, known: Mistake, case: Case, outcome: Outcome) -> bool:
+    """Whether `known` gives this very result. The same type of error is not enough here."""
+    if outcome.error:
+        return False
+    theirs = call_in_place(question, known.answer, case)
+    return not theirs.error and alike(outcome.value, theirs.value)
 
 
 def by_mechanism(mistakes: Sequence[Mistake], mechanisms: Sequence[MechanismResult]) -> Mistake | None:
@@ -232,5 +262,5 @@ def hand_over(question: Question, case: Case) -> Case:
 def last_line(error: BaseException) -> str:
     """The innermost source line that belongs to a notebook cell or a lab, for the message."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and "/autograder/" not in f.filename]
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(PACKAGE)]
     return (own[-1].line or "").strip() if own else ""

@@ -47,7 +47,9 @@ def as_html(report: Report, reveal: bool = True) -> str:
     if report.attempted and not report.passed:
         parts.append(f'<div>A hint: <code>lab.hint("{html.escape(report.question)}")</code></div>')
     if report.passed:
-        parts.append(f'<div>A worked solution: <code>lab.solution("{html.escape(report.question)}")</code></div>')
+        parts.append(
+            f'<div>A worked solution to compare with: <code>lab.solution("{html.escape(report.question)}")</code></div>'
+        )
     return f'<div role="status" style="{STYLE.format(colour=COLOURS[report.status])}">{"".join(parts)}</div>'
 
 

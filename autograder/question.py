@@ -84,6 +84,11 @@ class Question:
         return tuple(m.index for m in self.mechanism if hasattr(m, "index"))
 
     @property
+    def returns(self) -> tuple[str, ...]:
+        """Names of the parts of the answer's result, for messages: ("m", "l")."""
+        return tuple(getattr(self.spec, "returns", ()))
+
+    @property
     def library(self) -> str | None:
         return getattr(self.spec, "library", None)
 

@@ -57,7 +57,7 @@ class AnswerInPlace:
     def peak(self, question: Question, case: Case, warmup: Case) -> tuple[Outcome, int | None]:
         """Here: the bytes of the largest tensor made, a stand-in that explains. The judge measures the process."""
         private = hand_over(question, case)
-        given = max((t.untyped_storage().nbytes() for t in tensors((private.args, private.kwargs))), default=0)
+        given = max((t.untyped_storage().nbytes() for t in tensors((case.args, case.kwargs))), default=0)
         with ForbidFunctions(question.forbidden), WatchOperations(question.forbidden) as watch:
             try:
                 question.drive(self.namespace[question.answer], private)

@@ -10,6 +10,7 @@ so it widens where the inputs make rounding worse (logits × 20) and nowhere els
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +53,15 @@ class Comparison:
         return not self.differences
 
 
-def compare(got: Any, want: Any, low: Any = None, tolerance: Tolerance | None = None) -> Comparison:
-    """Compare `got` with the fp64 truth `want`; `low` is the oracle's result in the case's own precision."""
+def compare(
+    got: Any, want: Any, low: Any = None, tolerance: Tolerance | None = None, names: Sequence[str] = ()
+) -> Comparison:
+    """Compare `got` with the fp64 truth `want`; `low` is the oracle's result in the case's own precision.
+
+    `names` are what messages call the parts of a result of that many parts, in place of result[0], result[1].
+    """
     checker = _Checker(tolerance or Tolerance())
-    checker.visit("result", got, want, want if low is None else low)
+    checker.visit("result", got, want, want if low is None else low, names)
     return Comparison(tuple(checker.differences), checker.error, checker.bound)
 
 
@@ -92,11 +98,11 @@ class _Checker:
         self.differences: list[Difference] = []
         self.error, self.bound, self.tightness = 0.0, math.inf, -1.0
 
-    def visit(self, where: str, got: Any, want: Any, low: Any) -> None:
+    def visit(self, where: str, got: Any, want: Any, low: Any, names: Sequence[str] = ()) -> None:
         if isinstance(want, torch.Tensor):
             self.visit_tensor(where, got, want, low)
         elif isinstance(want, tuple | list):
-            self.visit_sequence(where, got, want, low)
+            self.visit_sequence(where, got, want, low, names)
         elif isinstance(want, dict):
             self.visit_dict(where, got, want, low)
         elif isinstance(want, float):
@@ -106,11 +112,12 @@ class _Checker:
         elif got != want:
             self.add(where, "value", "differs from the expected value", values=((), got, want))
 
-    def visit_sequence(self, where: str, got: Any, want: Any, low: Any) -> None:
+    def visit_sequence(self, where: str, got: Any, want: Any, low: Any, names: Sequence[str]) -> None:
         if not isinstance(got, tuple | list) or len(got) != len(want):
             return self.add(where, "structure", f"{describe(got)}, expected {describe(want)}")
-        for i, (g, w, lo) in enumerate(zip(got, want, low, strict=True)):
-            self.visit(f"{where}[{i}]", g, w, lo)
+        parts = names if len(names) == len(want) else [f"{where}[{i}]" for i in range(len(want))]
+        for part, g, w, lo in zip(parts, got, want, low, strict=True):
+            self.visit(part, g, w, lo)
         return None
 
     def visit_dict(self, where: str, got: Any, want: Any, low: Any) -> None:

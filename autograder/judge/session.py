@@ -25,6 +25,7 @@ from autograder.sandbox import wire
 SANDBOX = Path(wire.__file__).resolve().parent
 BOOT_SECONDS = 120.0
 SPAWN_SECONDS = 30.0
+CLOSE_SECONDS = 10.0
 CELL_SECONDS = 20.0
 MEMORY_BYTES = 4 << 30
 MAX_RESTARTS = 3
@@ -93,7 +94,11 @@ class Zygote:
         )
         theirs.close()
         self.control = ours
-        self._reply(BOOT_SECONDS)
+        try:
+            self._reply(BOOT_SECONDS)
+        except SandboxError:
+            self.close()
+            raise
 
     def __enter__(self) -> "Zygote":
         return self
@@ -105,7 +110,7 @@ class Zygote:
         """Hang up; the zygote kills its runners and ends."""
         self.control.close()
         try:
-            self.process.wait(10)
+            self.process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -175,14 +175,14 @@ def received_fd(ancillary: list) -> int:
 
 
 def main(argv: list[str]) -> None:
-    control = socket.socket(fileno=int(argv[0]))
     load_sandbox()
     preload(argv[1:])
     importlib.import_module("sandbox.runner").warm_up()
     importlib.import_module("sandbox.stub")
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    control.send(b'{"ready": true}')
-    Zygote(control).serve()
+    with socket.socket(fileno=int(argv[0])) as control:
+        control.send(b'{"ready": true}')
+        Zygote(control).serve()
 
 
 if __name__ == "__main__":

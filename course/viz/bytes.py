@@ -155,7 +155,9 @@ def _binary_axes(ax: Axes, lines: Mapping[str, tuple[Sequence[float], Sequence[f
     powers = range(int(np.floor(np.log2(ys.min()))), int(np.ceil(np.log2(ys.max()))) + 1)
     step = max(1, -(-len(powers) // 7))
     log2_axis(ax, xs)
-    log2_axis(ax, [2.0**p for p in powers[::step]], axis="y")
+    ticks = [2.0**p for p in powers[::step]]
+    log2_axis(ax, ticks, axis="y")
+    ax.yaxis.set_ticks(ticks, [f"{tick:,g}" for tick in ticks])  # 2,048 ms, not 2Ki ms
 
 
 def _figure(height: float, claim: str, sub: str, mark: str) -> tuple[Figure, Axes]:

@@ -67,6 +67,7 @@ class SafeSoftmax:
 class RunningStats:
     """`running_stats` finds the maximum and the sum of a row whose blocks can be read once."""
 
+    returns = ("m", "l")
     mechanism = [Forbids("softmax", "logsumexp")]
     library = (
         "lambda blocks: (lambda x: (x.amax(-1), (x.logsumexp(-1) - x.amax(-1)).exp()))"
@@ -108,6 +109,7 @@ class RunningStats:
 class Merge:
     """`merge` joins two partial results without touching a key again."""
 
+    returns = ("m", "l", "o")
     mechanism = [Forbids("softmax", "logsumexp", "logaddexp")]
     library = (
         "lambda a, b: (lambda m: (m, (torch.logaddexp(a[0] + a[1].log(), b[0] + b[1].log()) - m).exp(), "
@@ -130,6 +132,7 @@ class Merge:
 class StreamingAttention:
     """`streaming_attention` reads every key once and never holds the scores of all keys."""
 
+    returns = ("out", "lse")
     mechanism = [Forbids("softmax", "logsumexp", "logaddexp", "scaled_dot_product"), MemorySlope(order=1)]
     library = (
         "lambda q, blocks: (lambda k, v: (torch.nn.functional.scaled_dot_product_attention(q, k, v), "

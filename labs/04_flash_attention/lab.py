@@ -29,6 +29,7 @@
 # `lab.check("…")` runs the same comparison as the final grade. Hints cost nothing.
 # %% tags=["setup"]
 from autograder import open_lab
+
 lab = open_lab("04_flash_attention")
 # %% [markdown]
 # Triton comes after `open_lab`: on a machine without a GPU, the line above switches its interpreter on. Where Triton does not exist (macOS, Windows), `flash_triton` is not graded here; everything else is.
@@ -38,27 +39,30 @@ import warnings
 
 import torch
 
-warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")  # the interpreter's NumPy meets -inf and NaN
+warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")  # NumPy on -inf and NaN, in the interpreter
 try:
     import triton
     import triton.language as tl
-except ImportError:                                   # a stand-in, so that the cells below still run
+except ImportError:  # a stand-in, so that the cells below still run
     from types import SimpleNamespace
+
     triton, tl = SimpleNamespace(jit=lambda kernel: kernel), SimpleNamespace(constexpr=int)
 # %% [markdown]
 # ## Warm-up. Two blocks of keys by hand (not graded)
 # One query, four keys in two blocks, scores 1, 3 and 5, 2. The cell reads one block, prints what it holds, reads the other. **Before you run it**: the first block leaves `m = 3`. By which factor must `l` and `o` shrink when the 5 arrives? Then swap the blocks. Which numbers change on the way, and which at the end?
 # %% tags=["explore"]
-scores = torch.tensor([[1.0, 3.0], [5.0, 2.0]])       # two blocks of two keys
-values = torch.tensor([[10.0, 20.0], [30.0, 40.0]])   # one number per key
+scores = torch.tensor([[1.0, 3.0], [5.0, 2.0]])  # two blocks of two keys
+values = torch.tensor([[10.0, 20.0], [30.0, 40.0]])  # one number per key
 m, l, o = torch.tensor(-math.inf), torch.tensor(0.0), torch.tensor(0.0)
 for s, v in zip(scores, values):
-    m_new = torch.maximum(m, s.max())                 # 1. the unit after this block
-    shrink = (m - m_new).exp()                        # 2. what a sum in the old unit is worth in the new one
-    p = (s - m_new).exp()                             # 3. this block's weights, in the new unit
+    m_new = torch.maximum(m, s.max())  # 1. the unit after this block
+    shrink = (m - m_new).exp()  # 2. what a sum in the old unit is worth in the new one
+    p = (s - m_new).exp()  # 3. this block's weights, in the new unit
     l, o, m = l * shrink + p.sum(), o * shrink + p @ v, m_new
     print(f"m {m:.0f}   l {l:.4f}   o {o:.3f}   factor on the past {shrink:.4f}")
 print(f"tiled {o / l:.5f}   all at once {scores.flatten().softmax(0) @ values.flatten():.5f}")
+
+
 # %% [markdown]
 # ## Question 1. What Algorithm 0 moves (3 points, 8 minutes, ●○○)
 # Standard attention runs as three kernels. Each reads its inputs from HBM and writes its result back: (1) $S = QK^\top$, (2) $P = \mathrm{softmax}(S)$, (3) $O = PV$. $Q, K, V, O$ are $N \times d$; $S, P$ are $N \times N$. Count the **elements** that one head moves forward. Each kernel reads each input once.
@@ -68,9 +72,11 @@ def algorithm0(n, dim):
     # BEGIN SOLUTION
     scores, rows = n * n, n * dim
     reads = (rows + rows) + scores + (scores + rows)  # Q and K; S; P and V
-    writes = scores + scores + rows                   # S; P; O
+    writes = scores + scores + rows  # S; P; O
     return reads, writes
     # END SOLUTION
+
+
 # %% check="algorithm0"
 lab.check("algorithm0")
 # %% [markdown] hints="algorithm0"
@@ -87,6 +93,8 @@ lab.check("algorithm0")
 # %% tags=["explore"]
 reads, writes = algorithm0(1024, 64)
 print(f"GPT-2 medium, 64 sequences of 16 heads, fp16: {(reads + writes) * 64 * 16 * 2 / 1e9:.1f} GB, forward alone")
+
+
 # %% [markdown]
 # ## Question 2. Tiles that fit (2 points, 5 minutes, ●○○)
 # Algorithm 1 cuts $Q$ into blocks of $B_r$ rows, $K$ and $V$ into blocks of $B_c$ rows. On-chip memory holds $M$ **elements**, and four blocks ($Q_i, K_j, V_j, O_i$) of $B_c$ rows should fill it. The tile $S_{ij}$ must fit too, so $B_r$ is at most $d$. The lecture prints the division once rounded down and once rounded up. The paper rounds **up**.
@@ -97,8 +105,12 @@ def block_sizes(sram_elements, dim):
     block_k = -(-sram_elements // (4 * dim))
     return min(block_k, dim), block_k
     # END SOLUTION
+
+
 # %% check="block_sizes"
 lab.check("block_sizes")
+
+
 # %% [markdown] hints="block_sizes"
 # <details><summary>Hint 1: the idea</summary>
 #
@@ -139,8 +151,12 @@ def flash_forward(q, k, v, *, block_q, block_k):
         lse[:, :, i : i + block_q] = m + l.log()
     return out, lse
     # END SOLUTION
+
+
 # %% check="flash_forward"
 lab.check("flash_forward")
+
+
 # %% [markdown] hints="flash_forward"
 # <details><summary>Hint 1: the idea</summary>
 #
@@ -164,8 +180,8 @@ def flash_causal(q, k, v, *, causal, block_q, block_k):
     q (batch, heads, q_len, dim), k and v (batch, kv_heads, k_len, dim). Returns (out, lse) as in question 3.
     """
     # BEGIN SOLUTION
-    (batch, heads, q_len, dim), (kv_heads, k_len) = q.shape, k.shape[1:3]
-    shift, q = k_len - q_len, q.unflatten(1, (kv_heads, -1))     # (batch, kv_heads, group, q_len, dim)
+    q_len, dim, kv_heads, k_len = *q.shape[2:], *k.shape[1:3]
+    shift, q = k_len - q_len, q.unflatten(1, (kv_heads, -1))  # (batch, kv_heads, group, q_len, dim)
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:-1])
     for i in range(0, q_len, block_q):
         q_i = q[..., i : i + block_q, :] * dim**-0.5
@@ -174,7 +190,7 @@ def flash_causal(q, k, v, *, causal, block_q, block_k):
         rows = torch.arange(i, min(i + block_q, q_len)) + shift  # the last key each query sees
         for j in range(0, min(k_len, int(rows[-1]) + 1) if causal else k_len, block_k):
             s = q_i @ k[:, :, None, j : j + block_k].transpose(-1, -2)
-            if causal and j + block_k - 1 > rows[0]:             # the tile crosses the diagonal
+            if causal and j + block_k - 1 > rows[0]:  # the tile crosses the diagonal
                 s = s.masked_fill(torch.arange(j, j + s.shape[-1]) > rows[:, None], -torch.inf)
             m_new = torch.maximum(m, s.amax(-1))
             unit = torch.where(m_new == -torch.inf, 0.0, m_new)  # a row with no key so far: -inf - (-inf) is NaN
@@ -186,8 +202,12 @@ def flash_causal(q, k, v, *, causal, block_q, block_k):
         lse[..., i : i + block_q] = m + torch.where(l == 0, 1.0, l).log()
     return out.flatten(1, 2), lse.flatten(1, 2)
     # END SOLUTION
+
+
 # %% check="flash_causal"
 lab.check("flash_causal")
+
+
 # %% [markdown] hints="flash_causal"
 # <details><summary>Hint 1: the idea</summary>
 #
@@ -227,8 +247,12 @@ def flash_backward(q, k, v, out, lse, d_out, *, block_q, block_k):
             dq[:, :, rows] += ds @ k[:, :, cols]
     return dq, dk, dv
     # END SOLUTION
+
+
 # %% check="flash_backward"
 lab.check("flash_backward")
+
+
 # %% [markdown] hints="flash_backward"
 # <details><summary>Hint 1: the idea</summary>
 #
@@ -248,21 +272,25 @@ def flash_triton(q, k, v, *, causal, block_q, block_k):
     """Launch `flash_kernel`. q, k, v (batch, heads, n, dim); dim 16 to 128. Returns out and lse."""
     (batch, heads, n, dim), home = q.shape, q.device
     q, k, v = (x.to("cuda") if torch.cuda.is_available() else x for x in (q, k, v))
-    spare = block_q * dim                            # a store that forgets its mask must not crash the process
+    spare = block_q * dim  # a store that forgets its mask must not crash the process
     out, lse = q.new_zeros(batch * heads * n * dim + spare), q.new_zeros(batch * heads * n + spare)
     grid = (-(-n // block_q), batch * heads)
-    flash_kernel[grid](q, k, v, out, lse, q.stride(1), n, dim**-0.5, CAUSAL=causal, DIM=dim, BLOCK_Q=block_q, BLOCK_K=block_k)
+    flash_kernel[grid](
+        q, k, v, out, lse, q.stride(1), n, dim**-0.5, CAUSAL=causal, DIM=dim, BLOCK_Q=block_q, BLOCK_K=block_k
+    )
     return out[:-spare].view(q.shape).to(home), lse[:-spare].view(q.shape[:-1]).to(home)
+
+
 # %% [markdown]
 # That launcher is given: it starts `cdiv(n, block_q)` × `batch * heads` programs. In the interpreter, a plain `print(s)` inside the kernel works.
 # %% question="flash_triton"
 @triton.jit
 def flash_kernel(
-    q_ptr, k_ptr, v_ptr,                             # in   (batch * heads, n, DIM) each, rows contiguous
-    out_ptr, lse_ptr,                                # out  (batch * heads, n, DIM) and (batch * heads, n)
-    stride_head, n, scale,                           # elements from one head of q, k, v to the next; length; 1 / sqrt(DIM)
+    q_ptr, k_ptr, v_ptr,  # in   (batch * heads, n, DIM) each, rows contiguous
+    out_ptr, lse_ptr,  # out  (batch * heads, n, DIM) and (batch * heads, n)
+    stride_head, n, scale,  # elements from one head of q, k, v to the next; length; 1 / sqrt(DIM)
     CAUSAL: tl.constexpr, DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     head, first = tl.program_id(1), tl.program_id(0) * BLOCK_Q
     rows, cols, dims = first + tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_K), tl.arange(0, DIM)
     q = tl.load(q_ptr + head * stride_head + rows[:, None] * DIM + dims, mask=rows[:, None] < n, other=0.0)
@@ -278,7 +306,7 @@ def flash_kernel(
         s = tl.where(keys[None, :] < n, s, -float("inf"))
         if CAUSAL:
             s = tl.where(keys[None, :] <= rows[:, None], s, -float("inf"))
-        m_new = tl.maximum(m, tl.max(s, 1))          # key 0 is visible to every query: m_new is finite
+        m_new = tl.maximum(m, tl.max(s, 1))  # key 0 is visible to every query: m_new is finite
         p, shrink = tl.exp(s - m_new[:, None]), tl.exp(m - m_new)
         v = tl.load(v_ptr + tile, mask=keys[:, None] < n, other=0.0)
         l = l * shrink + tl.sum(p, 1)
@@ -287,8 +315,12 @@ def flash_kernel(
     tl.store(out_ptr + (head * n + rows[:, None]) * DIM + dims, o / l[:, None], mask=rows[:, None] < n)
     tl.store(lse_ptr + head * n + rows, m + tl.log(l), mask=rows < n)
     # END SOLUTION
+
+
 # %% check="flash_triton"
 lab.check("flash_triton")
+
+
 # %% [markdown] hints="flash_triton"
 # <details><summary>Hint 1: the idea</summary>
 #
@@ -318,9 +350,11 @@ def which_row(n, dim, heads, batch):
     Returns {"standard": int, "flash": int, "row": "gflops" or "gigabytes" or "milliseconds"}.
     """
     # BEGIN SOLUTION
-    matmul = 2 * n * n * dim * heads * batch          # one product with an N x N matrix on one side
+    matmul = 2 * n * n * dim * heads * batch  # one product with an N x N matrix on one side
     return {"standard": 6 * matmul, "flash": 7 * matmul, "row": "gflops"}
     # END SOLUTION
+
+
 # %% check="which_row"
 lab.check("which_row")
 # %% [markdown] hints="which_row"
@@ -350,8 +384,10 @@ for n in (256, 512, 1024):
     seconds = process_time() - began
     wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     moved, standard = simulate_flash2(n, 64, 128, 256, causal=True).total, sum(algorithm0(n, 64))
-    print(f"N {n:4}: off by {(mine - wanted).abs().max():.0e}, {1e3 * seconds:.0f} ms, moves {moved * 9 * 2 / 1e6:.1f} MB "
-          f"in fp16 against {standard * 9 * 2 / 1e6:.1f}: {standard / moved:.1f} times")
+    print(
+        f"N {n:4}: off by {(mine - wanted).abs().max():.0e}, {1e3 * seconds:.0f} ms, moves {moved * 9 * 2 / 1e6:.1f} MB "
+        f"in fp16 against {standard * 9 * 2 / 1e6:.1f}: {standard / moved:.1f} times"
+    )
 # %% [markdown] written="why"
 # ## Question 8. Why (4 points, 10 minutes, ●●○)
 # *Ben: "FlashAttention is faster because it saves work: the lecture's slide says it reduces recomputation, and the N × N matrix is never computed."* 80 to 150 words: is he right? What makes it faster, and how do you know (use a number of your own run)? When would it not be faster? Marks: claim, mechanism, evidence, limit, one each.

@@ -348,7 +348,7 @@ def launch(q, k, v, *, causal, block_q, block_k, defect=""):
             from_head = (0, 0) if defect == "head_zero" else (b, h)
             k_bh, v_bh = (behind_the_end(x[from_head], room) for x in (k, v))
             if defect != "load_without_mask":
-                k_bh, v_bh = (np.nan_to_num(x, nan=0.0) for x in (k_bh, v_bh))
+                k_bh, v_bh = (np.where(np.arange(room)[:, None] < n, x, np.float32(0)) for x in (k_bh, v_bh))
             for first in range(0, n, block_q):
                 q_i = q[b, h, first : first + block_q].numpy()
                 o, rows_lse = program(q_i, k_bh, v_bh, n, first, causal, block_q, block_k, defect)
@@ -445,8 +445,9 @@ def kernel_store_without_mask(q, k, v, *, causal, block_q, block_k):
 @mistake(
     "flash_triton",
     fails="PoisonOutside",
-    says="""Every number agrees. But NaN in tiles above the diagonal reaches you: the loop runs to the end and masks
-        what it loaded. When causal, stop at the tile's last query: half of the work is free, and 0 × NaN is NaN. Hint 2""",
+    says="""Every number agrees. But NaN in tiles above the diagonal reaches you: the loop runs to the end and
+        masks what it loaded. When causal, stop at the tile's last query: half of the work is free, and 0 ×
+        NaN is NaN. Hint 2""",
 )
 def kernel_masked_not_skipped(q, k, v, *, causal, block_q, block_k):
     return launch(q, k, v, causal=causal, block_q=block_q, block_k=block_k, defect="masked_not_skipped")

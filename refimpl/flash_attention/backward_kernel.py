@@ -66,7 +66,7 @@ def dq_kernel(
     d_out = tl.load(d_out_ptr + out_rows[:, None] * DIM + dims[None, :], mask=inside, other=0.0)
     lse = tl.load(lse_ptr + out_rows, mask=rows < q_len, other=0.0)
     delta = tl.load(delta_ptr + out_rows, mask=rows < q_len, other=0.0)
-    lse_log2 = tl.where(lse == -float("inf"), 0.0, lse) * 1.4426950408889634
+    lse_log2 = lse * 1.4426950408889634  # -inf where a query saw no key: its P is inf, and masked to 0
     dq = tl.zeros([BLOCK_Q, DIM], tl.float32)
 
     shift = k_len - q_len
@@ -97,7 +97,7 @@ def _dkv_tiles(
         d_out = tl.load(d_out_ptr + rows[:, None] * DIM + dims[None, :], mask=inside[:, None], other=0.0)  # [B_r, DIM]
         lse = tl.load(lse_ptr + rows, mask=inside, other=0.0)
         delta = tl.load(delta_ptr + rows, mask=inside, other=0.0)
-        lse_log2 = tl.where(lse == -float("inf"), 0.0, lse) * 1.4426950408889634
+        lse_log2 = lse * 1.4426950408889634  # -inf where a query saw no key: its P is inf, and masked to 0
         s = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2  # [B_c, B_r]
         p = tl.exp2(s - lse_log2[None, :])
         if MASK:

@@ -3,8 +3,7 @@
 The key tiles run in two loops: those that every query of the tile sees whole, then those on the causal diagonal or at
 the ragged end, the only ones that need a mask. What lies beyond is never read.
 Exponents are powers of two (exp2 is one instruction), so scores carry a factor log2(e); lse leaves as
-natural logarithm.
-Names: q_ptr points into HBM; q, k, s, p are tiles in registers or SRAM, their shape stands where they first appear.
+natural logarithm. `q_ptr` points into HBM; q, k, s, p are tiles in registers or SRAM, of the shape beside them.
 """
 
 from refimpl._triton import tl, triton

@@ -38,7 +38,7 @@ CONFIGS = {
         90: {16: Config(64, 64), 32: Config(64, 64), 64: Config(128, 64, 8), 128: Config(128, 64, 8)},
     },
     "dkv": {
-        0: {16: Config(32, 32, 4, 1), 32: Config(32, 32, 4, 1), 64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1)},
+        0: {16: Config(32, 32), 32: Config(16, 32, 4, 1), 64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1)},
         80: {16: Config(32, 64), 32: Config(32, 64), 64: Config(32, 128, 8), 128: Config(32, 64, 8)},
         90: {16: Config(64, 64), 32: Config(64, 64), 64: Config(64, 128, 8), 128: Config(32, 64, 8)},
     },
@@ -81,7 +81,7 @@ def flash_attention(
 class _FlashAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, causal, scale, config):
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        q, k, v = (_readable(x) for x in (q, k, v))
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
         _launch(forward_kernel, "forward", q, k, v, (out, lse), causal, scale, config)
@@ -100,6 +100,11 @@ class _FlashAttention(torch.autograd.Function):
         _launch(dq_kernel, "dq", q, k, v, (d_out, lse, delta, dq), *ctx.options)
         _launch(dkv_kernel, "dkv", q, k, v, (d_out, lse, delta, dk, dv), *ctx.options)
         return dq, dk, dv, None, None, None
+
+
+def _readable(x):
+    """x, or a copy where its features are not adjacent or an offset within one head would not fit 32 bits."""
+    return x if x.stride(-1) == 1 and x.shape[2] * x.stride(2) < 2**31 else x.contiguous()
 
 
 def _launch(kernel, name, q, k, v, others, causal, scale, config):

@@ -1,5 +1,6 @@
 """Every kernel compiles for real GPUs, without one; and the checker would notice if one did not."""
 
+import json
 import os
 import subprocess
 import sys
@@ -80,6 +81,38 @@ def test_the_table_has_one_line_per_row():
     """Head, then rows."""
     head, line = aot.table([GOOD]).split("\n")
     assert head.split()[-1] == "async" and line.split()[0] == "sm_90"
+
+
+def test_arguments_are_typed_as_a_launch_would_specialize_them():
+    """Pointers aligned, statistics in float32, strides divisible, lengths not: else no copy would be asynchronous."""
+    assert aot.argument_type("q_ptr", "bf16") == ("*bf16", 16)
+    assert aot.argument_type("lse_ptr", "bf16") == ("*fp32", 16)
+    assert aot.argument_type("k_head", "bf16") == ("i32", 16)
+    assert aot.argument_type("q_len", "bf16") == ("i32", 1)
+    assert aot.argument_type("scale", "bf16") == ("fp32", 1)
+
+
+@needs_triton
+@pytest.mark.parametrize("spills,code", [(0, 0), (5, 1)])
+def test_check_fails_exactly_where_a_row_has_a_defect(monkeypatch, capsys, spills, code):
+    """The exit code is what CI sees; without --check the table alone is no failure."""
+    monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))  # main sets it: put it back after
+    monkeypatch.setattr(aot, "jobs", lambda everything: [aot.Job("dkv", None, {"DIM": 64}, 90, 8, 2)])
+    monkeypatch.setattr(aot, "compile_job", lambda job: GOOD._replace(spills=spills))
+    assert aot.main(["--check"]) == code
+    assert aot.main([]) == 0
+    assert aot.main(["--json"]) == 0
+    printed = capsys.readouterr()
+    assert ("1 kernels compile, none spills" in printed.err) == (code == 0)
+    assert json.loads(printed.out[printed.out.rindex("[") :])[0]["spills"] == spills
+
+
+def test_without_triton_there_is_nothing_to_compile(monkeypatch, capsys):
+    """Exit code 2 and one line, no traceback."""
+    monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))
+    monkeypatch.setattr("refimpl._triton.HAS_TRITON", False)
+    assert aot.main(["--check"]) == 2
+    assert "Triton is not installed" in capsys.readouterr().err
 
 
 @needs_triton

@@ -1,19 +1,25 @@
 """The naive forms against PyTorch's own, and the one entry point."""
 
+import inspect
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own convention
 from torch.testing import assert_close
 
 from refimpl.attention import (
+    _choose,
     attention,
     causal_mask,
+    check_qkv,
     multi_head_attention,
     naive_attention,
     repeat_kv,
     rope,
     sinusoidal_positions,
 )
+from refimpl.flash_attention import kernel
 
 
 def qkv(batch=2, heads=4, kv_heads=4, q_len=7, k_len=7, dim=8, dtype=torch.float64):
@@ -103,6 +109,26 @@ def test_errors_say_what_was_given_and_the_way_out():
         naive_attention(q.float(), k, v)
     with pytest.raises(ValueError, match="4 query heads cannot share 3 kv heads"):
         repeat_kv(k[:, :3], 4)
+    with pytest.raises(ValueError, match="impl='flash' is unknown; choose naive, tiled, triton or auto"):
+        inspect.unwrap(attention)(q, k, v, impl="flash")  # beneath the type checker, as a student calls it
+    with pytest.raises(ValueError, match=r"must be \(batch, heads, seq, dim\), given q \(4, 7, 8\)"):
+        check_qkv(q[0], k[0], v[0], None, where="here")
+    with pytest.raises(ValueError, match="share batch and dim, k and v every axis"):
+        check_qkv(q, k, v[:, :, 1:], None, where="here")
+    with pytest.raises(ValueError, match="width 7 cannot be cut into 2 heads"):
+        multi_head_attention(torch.zeros(1, 2, 7), *[torch.zeros(7, 7)] * 4, heads=2)
+    with pytest.raises(ValueError, match=r"dim must be even to form pairs, given x \(1, 3\)"):
+        rope(torch.zeros(1, 3), torch.arange(1))
+
+
+@pytest.mark.parametrize(
+    "dim,dtype,want", [(64, torch.float16, "triton"), (48, torch.float16, "tiled"), (64, torch.float64, "tiled")]
+)
+def test_auto_takes_the_kernel_on_a_gpu_where_it_covers_the_case(monkeypatch, dim, dtype, want):
+    """Head dimension and dtype decide; what the kernel does not cover goes to the tiled form."""
+    monkeypatch.setattr(kernel, "HAS_TRITON", True)
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(1, 1, 8, dim))
+    assert _choose(on_gpu, None) == want
 
 
 def test_grouped_heads_read_their_own_group():

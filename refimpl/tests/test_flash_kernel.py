@@ -135,6 +135,16 @@ def test_large_logits_do_not_overflow(device):
     )
 
 
+def test_scores_far_below_zero_do_not_overflow_at_the_ragged_end(device):
+    """Every lse near -110: a lane beyond the last key has score 0, and exp(0 + 110) must not reach a gradient."""
+    q, k, v = qkv(1, 1, 20, 21, 16, device)
+    inputs = [q / 10 + 2.7, k / 10 - 2.7, v]
+    got = gradients(flash_attention, inputs, scale=1.0, config=SMALL)
+    assert got[1].max() < -95
+    for a, b in zip(got, in_double(inputs, scale=1.0), strict=True):
+        assert (a - b).abs().max() <= 5e-5 * b.abs().max()  # a score of 110 is itself stored to 4e-6
+
+
 def test_the_default_configuration_and_the_entry_point_agree(device):
     """attention(impl="triton") is this kernel with the table's tiles."""
     inputs = qkv(2, 1, 70, 70, 64, device)
