@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from autograder.labs import Lab
+from autograder.labs import Lab, LabError
 from autograder.question import Question
 from autograder.redteam.trial import Fate, try_all
 
@@ -43,7 +43,7 @@ def survey(lab: Lab, question: Question, seeds: Sequence[int]) -> Survey:
     made, kernels, told = 0, [], []
     while not known or len(told) < len(known):
         with forked(lab, question, seeds, len(told)) as pipe:
-            known, made, kernels = pipe.receive(SECONDS_TO_PREPARE)
+            known, made, kernels = pipe.prepared(lab, question)
             if not known:
                 break
             told += pipe.fates(len(known) - len(told))
@@ -63,6 +63,16 @@ class Pipe:
         if not self.connection.poll(seconds):
             raise TimeoutError
         return self.connection.recv()
+
+    def prepared(self, lab: Lab, question: Question) -> tuple[list[Fate], int, list[str]]:
+        """The mutants to try, how many there are in all, and which kernels are left out."""
+        try:
+            return self.receive(SECONDS_TO_PREPARE)
+        except (TimeoutError, EOFError):
+            raise LabError(
+                f"{lab.slug}: the oracle of {question.name!r} does not get through its own cases; "
+                f"`python -m autograder prove {lab.slug} --quick --question {question.name}` shows where"
+            ) from None
 
     def fates(self, count: int) -> Iterator[str]:
         """Up to `count` fates; the mutant that hangs or crashes the process is the last one."""

@@ -40,7 +40,7 @@ from pathlib import Path
 
 import torch
 from course.viz import FOIL, by_layer, cash_box, exactness, growth, row_maxima, running_max, show
-from refimpl._triton import HAS_TRITON  # first: it decides where kernels run, before anyone imports triton
+from refimpl._triton import HAS_TRITON
 from refimpl.models import load_smollm2, sample_qkv, sample_rows
 from refimpl.online_softmax import eager, fused_softmax
 

@@ -12,3 +12,14 @@
 
 Every fast form is judged by a slow one in `refimpl/tests`. `_triton` decides where Triton kernels run.
 """
+
+import importlib.util
+import os
+import sys
+
+import torch
+
+# Triton reads TRITON_INTERPRET once, when it is first imported, and PyTorch may import it at any time (a dispatch mode
+# does). So the choice is made here, before any module of ours runs. An explicit setting is obeyed.
+if importlib.util.find_spec("triton") and "triton" not in sys.modules and not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -1,22 +1,15 @@
 """Where Triton runs here, decided once: on a GPU, in its interpreter on a CPU, or not at all.
 
-Triton reads TRITON_INTERPRET when it is first imported, so import this module before `triton`. Modules with kernels
-import `triton` and `tl` from here. Everything else in `refimpl` works where Triton cannot be installed.
+`refimpl/__init__` has set TRITON_INTERPRET where it is needed. Modules with kernels import `triton` and `tl` from here. Everything else in `refimpl` works where Triton cannot be installed.
 """
 
 import importlib.util
-import os
-import sys
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-# An explicit TRITON_INTERPRET is obeyed; once triton is imported, setting it would have no effect.
-if HAS_TRITON and "triton" not in sys.modules and not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if HAS_TRITON:
     import triton

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-import refimpl._triton  # first of all: decides TRITON_INTERPRET before anything imports triton
+import refimpl._triton
 
 # Kernel modules stay out: triton.jit reads a function's source, and the checker's wrapper would hide it.
 CHECKED = [

@@ -89,7 +89,7 @@ def load(lab: str, student: str, vault: Vault) -> Verdict:
         signature = body.pop("signature")
     except FileNotFoundError:
         raise BadVerdict(f"no verdict for {student}: {again}") from None
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise BadVerdict(f"{path} is not a verdict: delete it and {again}") from None
     if not _same(vault.sign(canonical(body)), signature):
         raise BadVerdict(f"the signature of {student}'s verdict is not the judge's: it was changed; {again}")
@@ -171,7 +171,7 @@ def _file_of(module: str) -> Path | None:
         return Path(file) if file else None
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
+    except ImportError:
         return None  # `from package import function` is no module
     return Path(spec.origin) if spec and spec.origin else None
 

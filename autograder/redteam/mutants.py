@@ -37,8 +37,9 @@ def reached(oracle: Callable[..., Any]) -> tuple[list[types.FunctionType], list[
     todo: list[Any] = [oracle]
     while todo:
         value = todo.pop()
-        if type(value).__module__.startswith("triton"):
-            kernels.add(getattr(value, "__name__", type(value).__name__))
+        if is_kernel(value):
+            kernels.add(value.fn.__name__)
+            continue
         if isinstance(value, type):
             todo += [getattr(member, "__func__", member) for member in vars(value).values()]
         value = inspect.unwrap(value) if callable(value) and not isinstance(value, type) else value
@@ -59,7 +60,12 @@ def owned(function: types.FunctionType, name: str, packages: set[str]) -> bool:
     """Whether a global name of the function stands for something of these packages (kernels included)."""
     value = function.__globals__.get(name)
     module = getattr(value, "__module__", None) or ""
-    return callable(value) and module.partition(".")[0] in packages
+    return is_kernel(value) or (callable(value) and module.partition(".")[0] in packages)
+
+
+def is_kernel(value: Any) -> bool:
+    """Whether this is a Triton kernel, compiled or interpreted."""
+    return type(value).__module__.startswith("triton") and hasattr(value, "fn")
 
 
 def names_in(code: types.CodeType) -> set[str]:
@@ -97,13 +103,10 @@ def source_mutants(source: str) -> Iterator[tuple[str, str, str]]:
     tree, lines, seen = ast.parse(source), source.splitlines(), Counter[str]()
     original = ast.unparse(tree).splitlines()
     for root in [node for node in tree.body if isinstance(node, ast.FunctionDef)]:
-        for operator, _, _, line in edits(root):
+        for edit in edits(root):
             mutated = ast.unparse(ast.fix_missing_locations(tree))
-            yield (
-                identity(root.name, lines[line - 1], operator, seen),
-                changed(original, mutated.splitlines())[1],
-                mutated,
-            )
+            name = identity(root.name, lines[edit.line - 1], edit.operator, seen)
+            yield name, changed(original, mutated.splitlines())[1], mutated
 
 
 def identity(function: str, line: str, operator: str, seen: Counter[str]) -> str:
@@ -114,20 +117,18 @@ def identity(function: str, line: str, operator: str, seen: Counter[str]) -> str
 
 
 def definition(tree: ast.AST, path: Sequence[str]) -> ast.FunctionDef:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == path[0]:
-            return definition(node, path[1:]) if len(path) > 1 else node  # type: ignore[return-value]
-    raise LookupError(f"no definition of {path[0]}")
+    """The definition that a qualified name leads to."""
+    named = (node for node in ast.iter_child_nodes(tree) if getattr(node, "name", "") == path[0])
+    node = next(named)
+    return definition(node, path[1:]) if len(path) > 1 else node  # type: ignore[return-value]
 
 
 def code_of(code: types.CodeType, qualname: str) -> types.CodeType:
+    """The code object of a function inside a module's or class's code."""
     todo = [code]
-    while todo:
-        here = todo.pop()
-        if here.co_qualname == qualname:
-            return here
-        todo += [constant for constant in here.co_consts if isinstance(constant, types.CodeType)]
-    raise LookupError(f"no code of {qualname}")
+    while todo[-1].co_qualname != qualname:
+        todo += [constant for constant in todo.pop().co_consts if isinstance(constant, types.CodeType)]
+    return todo[-1]
 
 
 def changed(before: list[str], after: list[str]) -> tuple[str, str]:
