@@ -35,6 +35,7 @@
 import inspect
 
 import torch
+
 from course.viz import attention_maps, decoding_steps, growth, lookup, matmul_bars, show
 from refimpl import attention as attn
 from refimpl import cost_model, transformer
@@ -59,21 +60,22 @@ for name, lm in {"good": good, "broken": broken}.items():
 weights = sum(w.numel() for w in good.model.parameters())
 print(f"your guess {my_guess}, measured {ppl['broken']:.1f}; {weights:,} weights {good.mark}")
 # %% [markdown]
-# Ten times worse, and no error anywhere. Short questions still work; on a real text the broken model ends the sentence and falls silent. To find this bug you need to know who looks at whom.
+# Ten times worse, and no error anywhere. Short questions still work; on a real text the broken model ends the sentence and falls silent. No exception, no NaN, no wrong shape: only a number that is too high, if somebody looks at it. To find this bug you need to know who looks at whom.
 #
 # ## 2. From text to a loss, in three cells
 # A model reads numbers. Cut text into **characters** and nothing is unknown, but sequences are long. Cut it into **words** and a new word is lost. **Subwords** keep frequent words whole and build the rest from pieces. Byte-pair encoding learns the pieces: join the most frequent neighbours, again and again.
 # %%
 sentence = "This is tokenizing"
-seen_words = set("This is a token and this is another".split())
+seen_words = {"This", "is", "a", "token", "and", "another"}
 merges = lang.learn_merges("This is a token and this is organizing the token while realizing This is a sizing " * 3, 16)
 print("characters  ", len(lang.character_tokens(sentence)), lang.character_tokens(sentence)[:8], "...")
 print("words       ", lang.word_tokens(sentence, seen_words))
 print("our subwords", lang.subword_tokens(sentence, merges))
 print("SmolLM2     ", [good.tokenizer.decode([i]) for i in good.ids(sentence)[0].tolist()])
-print(f"the message: {len(good.tokenizer.decode(ids[0].tolist())) / 1024:.1f} characters per token, vocabulary {good.config.vocab:,}")
+read = len(good.tokenizer.decode(ids[0].tolist()))
+print(f"the message: {read / 1024:.1f} characters per token, vocabulary {good.config.vocab:,}")
 # %% [markdown]
-# "tokenizing" falls into "token" and "izing", as the lecture slide has it. A token of SmolLM2 stands for five or six characters of prose, so the text is that much shorter; remember it when section 6 squares the length. Then training is one game: predict the next token. The loss is the mean of $-\log p(\text{next})$, and perplexity is its exponential. After that, *instruction tuning* plays the same game, but counts only the **response**.
+# The word list lost "tokenizing"; the subwords, learned from other words, did not. It falls into "token" and "izing", as the lecture slide has it. A token of SmolLM2 stands for five or six characters of prose, so the text is that much shorter; remember it when section 6 squares the length. Then training is one game: predict the next token. The loss is the mean of $-\log p(\text{next})$, and perplexity is its exponential. After that, *instruction tuning* plays the same game, but counts only the **response**.
 #
 # **Predict.** Is the loss on the response higher or lower than on everything?
 # %%
@@ -110,8 +112,10 @@ my_guess = 15.0
 shares = scores.softmax(-1)
 print(f"shares {shares.tolist()}, your guess {my_guess}, answer {(shares * values).sum():.0f}")
 print(f"scores x 10: {((10 * scores).softmax(-1) * values).sum():.3f}; all equal: {values.mean():.2f}")
+
+
 # %% [markdown]
-# 6 + 6 + 10 = 22: the key that fits worst still speaks, with a tenth of the votes. Large scores make the table hard, equal scores make it a mean. The comparison with a table breaks here: a real table says "not found", and softmax always returns something.
+# 6 + 6 + 10 = 22: the key that fits worst still speaks, with a tenth of the votes. Ten times larger scores make the table hard (10.01), equal scores make it a mean (43.33). The comparison with a table breaks here: a real table says "not found", and softmax always returns something.
 #
 # For many queries at once, queries, keys and values are the rows of three matrices, and one line says it all:
 #
@@ -120,11 +124,12 @@ print(f"scores x 10: {((10 * scores).softmax(-1) * values).sum():.3f}; all equal
 # A score sums $d$ products, so it spreads like $\sqrt d$; the division keeps the table soft. Here are real queries and keys. The last word asks; each bar is the share of one key.
 # %%
 def weights_of(lm, ids):
-    """{layer: (heads, q_len, k_len)} attention weights of a causal model on `ids`."""
+    """Attention weights of a causal model on `ids`, (heads, q_len, k_len) per layer; and its q, k, v."""
     with capture_qkv(lm.model) as seen, torch.no_grad():
         lm.model.residual(ids)
-    scores = {i: q @ attn.repeat_kv(k, q.shape[1]).mT * q.shape[-1] ** -0.5 for i, (q, k, _) in seen.items()}
-    return {i: s.masked_fill(~attn.causal_mask(*s.shape[2:]), -torch.inf).softmax(-1)[0] for i, s in scores.items()}, seen
+    hidden = ~attn.causal_mask(ids.shape[1], ids.shape[1])
+    S = [q @ attn.repeat_kv(k, q.shape[1]).mT * q.shape[-1] ** -0.5 for q, k, _ in seen.values()]
+    return [s.masked_fill(hidden, -torch.inf).softmax(-1)[0] for s in S], seen
 
 
 line = good.ids("The zebra ate a green apple. The monkey ate a green")
@@ -137,7 +142,7 @@ show(fig, alt="Three bar charts over the tokens of a sentence, one per head. Lay
      "query; layer 18, head 6 gives {:.2f} to 'apple', which followed 'green' last time; layer 18, head 8 gives {:.2f} to the first."
      .format(*(r.max().item() for r in rows.values())))  # fmt: skip
 # %% [markdown]
-# One head reads the word before. One finds what followed "green" last time and proposes *apple*: an **induction head**, copying from the past. One stares at the first word, which explains nothing. Keep that one in mind.
+# One head reads the word before. One finds what followed "green" last time and proposes *apple*: an **induction head**, copying from the past. One stares at the first word, which explains nothing. Keep that one in mind. Nobody programmed these habits: they are what 30 layers of 9 tables found useful while predicting the next token.
 #
 # ## 4. The code, in three bites
 # `refimpl` departs from the formula in two ways. A **mask** sets forbidden scores to $-\infty$, so their share is 0; a *causal* mask forbids every later key. And a query that may look at no key gets 0, where softmax alone would give NaN.
@@ -147,9 +152,11 @@ print(inspect.getsource(attn.causal_mask).split('"""')[2])
 q, k, v = (x.double() for x in seen[18])
 own = attn.naive_attention(q, k, v, causal=True)
 S = q @ attn.repeat_kv(k, q.shape[1]).mT / q.shape[-1] ** 0.5  # the formula, letter by letter
-by_hand = S.masked_fill(~attn.causal_mask(*S.shape[2:]), -torch.inf).softmax(-1) @ attn.repeat_kv(v, q.shape[1])
+hidden = ~attn.causal_mask(*S.shape[2:])
+by_hand = S.masked_fill(hidden, -torch.inf).softmax(-1) @ attn.repeat_kv(v, q.shape[1])
 fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-print(f"fp64: against the formula {(own - by_hand).abs().max():.1e}, against PyTorch's kernel {(own - fused).abs().max():.1e}")
+off = [f"{(own - other).abs().max():.1e}" for other in (by_hand, fused)]
+print(f"in fp64, difference from the formula {off[0]}, from PyTorch's kernel {off[1]}")
 # %% [markdown]
 # Which line fails if we delete `masked_fill(~seen, 0.0)`? None in training on full texts, and every padded row elsewhere. One more trap: with fewer queries than keys, `causal_mask` puts the last query at the last key, as decoding needs. PyTorch's `is_causal` puts the first query at the first key. Equal lengths hide the difference.
 #
@@ -169,6 +176,8 @@ with transformer.head_by_head(layer):
 # %%
 my_guess = {"without positions": 6, "with positions": 6}
 pe = attn.sinusoidal_positions(6, 64).double()
+
+
 # %% tags=["hide-output"]
 def moved(before, after):
     return int(((before - after.flip(1)).abs().amax(-1) > 1e-6).sum())
@@ -189,18 +198,20 @@ torch.manual_seed(0)
 models = {
     "encoder-only": transformer.EncoderOnly(config, classes=3).encode,
     "decoder-only": transformer.DecoderOnly(config),
-    "encoder-decoder": lambda source, m=transformer.EncoderDecoder(config): m(source, torch.tensor([[1, 2, 3, 4, 5, 6]])),
 }
-a, b = torch.tensor([[7, 8, 9, 10, 11, 12]]), torch.tensor([[7, 8, 9, 10, 11, 60]])
+translator, a = transformer.EncoderDecoder(config), torch.tensor([[7, 8, 9, 10, 11, 12]])
+models["encoder-decoder"] = lambda source: translator(source, target=a)
+b = torch.tensor([[7, 8, 9, 10, 11, 60]])
 for name, model in models.items():
     print(f"{name:16} {int(((model(a) - model(b)).abs().amax(-1) > 1e-6).sum())} of 6 outputs move")
 # %% [markdown]
-# An encoder shows every token to every other. In a decoder only the last output moves, since no earlier query may look ahead. In an encoder-decoder all target positions see all of the source.
+# An encoder shows every token to every other. In a decoder only the last output moves, since no earlier query may look ahead. In an encoder-decoder all target positions see all of the source. Hence their uses: to classify, a model may see the whole text at once; to write, no token may see its own future, or training would be copying.
 #
 # **Greedy decoding** uses the last output alone: take the likeliest token, append it, read everything again. The slides expect *AI stands for → Artificial Intelligence*. SmolLM2 wants to be told that it is an abbreviation.
 # %%
 prompt = good.ids("The abbreviation AI stands for")
 steps = list(transformer.greedy_decoding(good.model, prompt, new_tokens=4))
+
 
 def word(token):
     return good.tokenizer.decode([int(token)]).replace("\n", "⏎").strip() or "␣"
@@ -211,7 +222,7 @@ print(good.tokenizer.decode(steps[-1].ids[0].tolist()), "| tokens read in all:",
 shown = [(word(s.ids[0, -2]), candidates) for s, candidates in zip(steps, best)]
 fig = decoding_steps(shown, mark=good.mark, claim="Greedy decoding: read everything, keep one token, start again",
     sub="SmolLM2 after 'The abbreviation AI stands for': the four likeliest tokens of each step.")  # fmt: skip
-show(fig, alt=f"Four panels, one per decoding step, each with bars for the four likeliest tokens. The chosen ones: "
+show(fig, alt="Four panels, one per decoding step, each with bars for the four likeliest tokens. The chosen ones: "
      + ", ".join(f"{c[0][0]} {c[0][1]:.2f}" for _, c in shown) + ". Each step rereads all tokens before it.")  # fmt: skip
 # %% [markdown]
 # Four new tokens cost 26 reads, and the tenth would read all before it again. Unit 07 repairs that with a cache.
@@ -252,10 +263,10 @@ show(fig, alt=f"Two stacked bars. Encoder block: 24 projections, 16 in attention
 #
 # > **Rule.** Encoder block $3h + 2h + 1 + 2$ matmuls, decoder block $10h + 2 + 2$, one head at a time.
 #
-# But a count of matmuls is no cost. Multiply all heads at once and the encoder block needs 8, whatever $h$ is: 3 + 2 + 1 + 2, and every multiplication and addition is still done. Nor do more heads cost more: each is narrower by the same factor. What the count does tell is how many pieces the work is cut into. Many small products keep a GPU waiting for launches; a few large ones keep it busy. For the work itself, count **FLOPs**.
+# But a count of matmuls is no cost. Multiply all heads at once and the encoder block needs 8, whatever $h$ is, for the same work. The count tells into how many pieces the work is cut. For the work itself, count **FLOPs**.
 #
 # ## 6. The wall, predicted, then measured
-# With $N$ tokens of width $d$ and a feed-forward network of width $4d$, projections, output and feed-forward take $24Nd^2$ FLOPs. The two products with $N^2$ pairs take $4N^2d$. The score matrix holds $hN^2$ numbers.
+# With $N$ tokens of width $d$ and a feed-forward network of width $4d$, projections, output and feed-forward take $24Nd^2$ FLOPs. The two products with $N^2$ pairs take $4N^2d$. The score matrix holds $hN^2$ numbers, one per head and pair of tokens.
 #
 # **Predict.** "Attention is quadratic, so twice the text costs four times as much." For $d = 64$, by what factor do the FLOPs of a block really rise from 512 to 1,024 tokens?
 # %%
@@ -271,7 +282,9 @@ for N in sizes:
     flops.append(meter.flops)
     largest.append(meter.largest_bytes / 2**20)
     message.append(4 * N * d / 2**20)
-print(f"your guess {my_guess}; 512 to 1,024 tokens: FLOPs x {flops[2] / flops[1]:.2f}, scores x {largest[2] / largest[1]:.2f}")
+print(
+    f"your guess {my_guess}; 512 to 1,024 tokens: FLOPs x {flops[2] / flops[1]:.2f}, scores x {largest[2] / largest[1]}"
+)
 fig = growth(sizes, {"score matrix": largest, "block's message": message}, label="bytes in float32", unit="MiB",
     claim="Twice the text, four times the score matrix, exactly",
     sub="One encoder block, 8 heads, width 64. Red: largest tensor. Blue: what goes to the next block.")  # fmt: skip
@@ -285,7 +298,8 @@ show(fig, alt=f"Log-log plot of MiB against tokens N. The score matrix rises wit
 c = good.config
 per_token = 2 * c.model * (2 * c.heads * c.dim + 2 * c.kv_heads * c.dim + 3 * c.ffn)  # projections, output, SwiGLU
 per_pair = 4 * c.heads * c.dim
-print(f"SmolLM2: equal at N = {per_token / per_pair:,.0f}; share of N² work at 1,024 tokens {per_pair * 1024 / (per_pair * 1024 + per_token):.0%}")
+share = per_pair * 1024 / (per_pair * 1024 + per_token)
+print(f"SmolLM2: equal at N = {per_token / per_pair:,.0f}; at 1,024 tokens, pairs take {share:.0%} of a layer's FLOPs")
 shape = cost_model.ModelShape.of(c)
 for N in (1024, 8192):
     scores_mb = cost_model.score_elements(shape, batch=1, tokens=N) * 2 / 1e6
@@ -300,30 +314,31 @@ for N in (1024, 8192):
 # **Predict.** What share do the nine heads of layer 20 give to the very first token, on average?
 # %%
 my_guess = 0.02
-P, seen = weights_of(good, ids[:, :768])
-# %% tags=["hide-output"]
-sink = torch.stack([P[i][:, 256:, 0].mean(-1) for i in sorted(P)])  # (layers, heads)
-says = torch.stack([seen[i][2][0].norm(dim=-1) for i in sorted(seen)])  # (layers, kv heads, keys): length of v
-quiet = (says[12:-1, :, 0] / says[12:-1].median(-1).values).mean()
-early, late = sink[:12].mean(1), sink[12:].mean(1)
+habits = {"local: the token before": (16, 0), "induction: what came next": (18, 6), "sink: the first token": (18, 8)}
 twice = torch.cat([ids[:, :40], ids[:, :40]], dim=1)  # 40 tokens, then the same again
+# %% tags=["hide-output"]
+P, seen = weights_of(good, ids[:, :768])
+sink = torch.stack([p[:, 256:, 0].mean(-1) for p in P])  # (layers, heads)
+says = torch.stack([v[0].norm(dim=-1) for _, _, v in seen.values()])  # (layers, kv heads, keys): length of v
+quiet = (says[12:29, :, 0] / says[12:29].median(-1).values).mean()
+early, late = sink[:12].mean(1), sink[12:].mean(1)
 M, _ = weights_of(good, twice)
-maps = {"local: the token before\nlayer 16, head 0": M[16][0], "induction: what came next\nlayer 18, head 6": M[18][6], "sink: the first token\nlayer 18, head 8": M[18][8]}
+maps = {f"{title}\nlayer {i}, head {h}": M[i][h] for title, (i, h) in habits.items()}
 fig = attention_maps(maps, sink=sink, mark=good.mark, claim="From layer 12 on, the first token is the most-read token",
     sub="SmolLM2. Maps: 40 tokens read twice, dark = heavy. Strip: 768 tokens, queries from 256 on.")  # fmt: skip
 show(fig, alt=f"Three attention maps of 80 tokens (a diagonal, a shifted diagonal, a first column) over a bar chart of the weight on "
      f"token 0 by layer: at most {early.max():.2f} up to layer 11, then {late.min():.2f} to {late.max():.2f}.")  # fmt: skip
-print(f"your guess {my_guess}; layer 20: {sink[20].mean():.2f}. Layers 0-11 at most {early.max():.2f}, then {late.min():.2f} to {late.max():.2f}")
-print(f"heads above 0.3: {(sink > 0.3).float().mean():.0%}; length of token 0's value, layers 12-28, other tokens = 1: {quiet:.2f}")
+print(f"your guess {my_guess}; layer 20: {sink[20].mean():.2f}; layers 0-11 at most {early.max():.2f}")
+print(f"{(sink > 0.3).float().mean():.0%} of heads above 0.3; its value is {quiet:.2f} times as long as the median one")
 # %% [markdown]
 # Half of what layer 20 reads is the first token. And that token **says almost nothing**: its value vector is about a fifth as long as the others. That is how a softmax, which must spend its whole mass, says "not found": it puts the mass where the value is small. The first token serves because every query can see it. It is called the **attention sink**; unit 03 computes faster thanks to it, unit 07 must not evict it.
 #
-# Two warnings before you read maps on your own. These three heads were picked because they are clear; most of the 270 mix habits, and the same head does other things on other text. And a map shows where a layer looks, not what the model would say without it. To learn that, change the input, as we did in section 4.
+# One warning: a map shows where a layer looks, not what the model would say without it.
 #
 # > **Rule.** A heavy weight is no message. Multiply it by the length of the value before you call a token important.
 #
 # ## 8. Find the bug
-# Back to the broken loader. RoPE rotates the feature pairs $(i, i + 32)$ of each head. The file stores the rows of $W^Q$ and $W^K$ for pairs $(2i, 2i+1)$: same rows, another order. The loader must reorder them, and did not. Now fast clocks turn slow features.
+# RoPE rotates the feature pairs $(i, i + 32)$ of each head. The file stores the rows of $W^Q$ and $W^K$ for pairs $(2i, 2i+1)$. The broken loader did not reorder them. Now fast clocks turn slow features.
 #
 # **Predict.** A unit test feeds **one** token to both models and compares all 49,152 logits. What is the largest difference?
 # %%
@@ -332,7 +347,7 @@ my_guess = 1.0
 with torch.no_grad():
     for n in (1, 2, 4, 16):
         off = (good.model(ids[:, :n], last=1) - broken.model(ids[:, :n], last=1)).abs().max()
-        print(f"{n:2} tokens: largest difference of the last logits {off:.2f}" + (f", your guess {my_guess}" if n == 1 else ""))
+        print(f"{n:2} tokens: largest difference of the last logits {off:.2f} (your guess for one: {my_guess})")
 B, _ = weights_of(broken, twice)
 names = {"good": M, "broken": B}
 fig = attention_maps({f"{w}: perplexity {ppl[w]:.1f}\nlayer 18, head 6": m[18][6] for w, m in names.items()}, mark=good.mark,
@@ -343,11 +358,9 @@ print(f"mean weight on 'what came next': good {stripe['good']:.2f}, broken {stri
 show(fig, alt=f"Two attention maps of one head. Good loader: a clear shifted diagonal, weight {stripe['good']:.2f}, perplexity {ppl['good']:.1f}. "
      f"Broken loader: the diagonal is gone, weight {stripe['broken']:.2f}, perplexity {ppl['broken']:.1f}.")  # fmt: skip
 # %% [markdown]
-# Exactly zero. A token that looks at itself is at distance 0, where query and key turn by the same angle and the order of rows cancels. Lengths and shapes agree too. The error lives in distances. So the one-token test is blind to everything this unit is about. Two tokens see it.
+# Exactly zero. A token that looks at itself is at distance 0, where query and key turn by the same angle and the order of rows cancels. The error lives in distances. So the one-token test is blind to everything this unit is about. From two tokens on the logits are wrong by whole units. The induction head shows what is lost: its stripe is gone, and what is left is the sink.
 #
-# Why did Paris survive? The answer sits in the feed-forward networks and in token contents, and five tokens at small distances lean little on positions. The induction head shows what is lost: it finds its key through position, and its stripe is gone. What is left is the sink, because column 0 never needed a clock.
-#
-# > **Rule.** Test attention on inputs where order matters: several tokens, unequal lengths, a repeated passage. Compare with an independent implementation, number by number.
+# > **Rule.** Test attention where order matters: several tokens, unequal lengths, a repeated passage.
 #
 # ## 9. Since the paper
 # The paper is *Attention Is All You Need* ([arXiv:1706.03762](https://arxiv.org/abs/1706.03762), 2017). Since then: norms moved before the sublayers ([2002.04745](https://arxiv.org/abs/2002.04745), 2020), RoPE replaced added positions ([2104.09864](https://arxiv.org/abs/2104.09864), 2021), several query heads share one key head ([2305.13245](https://arxiv.org/abs/2305.13245), 2023), and decoder-only models took over most tasks.
@@ -355,7 +368,7 @@ show(fig, alt=f"Two attention maps of one head. Good loader: a clear shifted dia
 # *Read next*: [The Annotated Transformer](https://nlp.seas.harvard.edu/annotated-transformer/), for the paper line by line. Olsson et al., [2209.11895](https://arxiv.org/abs/2209.11895), on how induction heads appear in training. Xiao et al., [2309.17453](https://arxiv.org/abs/2309.17453), for what happens when a cache throws the sink away.
 #
 # ## 10. Who looks at whom, and how many matmuls is that?
-# The last cell answers with the numbers of this run.
+# With the numbers of this run:
 # %%
 from IPython.display import Markdown
 

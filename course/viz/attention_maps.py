@@ -37,8 +37,10 @@ def lookup(
         best = int(row.argmax())
         bars = ax.bar(np.arange(len(row)), row, color=DOTS, width=0.7)
         bars[best].set_color(HERO)
-        ax.annotate(f"{row[best]:.2f}", (best, row[best]), xytext=(0, 3), textcoords="offset points", color=HERO,
-                    ha="center", fontsize=9, fontweight="bold", annotation_clip=False)  # fmt: skip
+        inside = row[best] > 0.4 * max(1.0, row.max())  # above a tall bar the number would run into the title
+        ax.annotate(f"{row[best]:.2f}", (best, row[best]), xytext=(0, -4 if inside else 3), textcoords="offset points",
+                    color=PAPER if inside else HERO, ha="center", va="top" if inside else "bottom", fontsize=8.5,
+                    fontweight="bold", annotation_clip=False)  # fmt: skip
         ax.set_title(name, color=INK)
         ax.set(ylim=(0, max(1.0, row.max())), yticks=[0, 1], ylabel="weight")
     axes[-1].set_xticks(np.arange(len(tokens)), tokens, rotation=45, ha="right", rotation_mode="anchor")
@@ -46,9 +48,7 @@ def lookup(
     return fig
 
 
-def attention_maps(
-    maps: Mapping[str, Any], *, sink: Any = None, claim: str, sub: str, mark: str = ""
-) -> Figure:
+def attention_maps(maps: Mapping[str, Any], *, sink: Any = None, claim: str, sub: str, mark: str = "") -> Figure:
     """Weights (q_len, k_len) of a few heads side by side; below, `sink` (layers, heads): the weight on token 0.
 
     Each map is named by its key, "title" or "title\\nsecond line". Small weights are drawn darker than they are.
@@ -79,6 +79,8 @@ def _map(ax: Axes, name: str, weights: np.ndarray, *, first: bool) -> None:
     ends = [0, weights.shape[1] - 1], [0, weights.shape[0] - 1]
     ax.set_xticks(ends[0])
     ax.set_yticks(ends[1])
+    ax.set_xlim(-0.03 * weights.shape[1], weights.shape[1] - 0.5)  # a heavy first column must not look like an axis
+    ax.spines["left"].set_visible(False)
 
 
 def _strip(ax: Axes, sink: np.ndarray) -> None:
@@ -142,7 +144,7 @@ def _part_names(ax: Axes, parts: Mapping[str, int]) -> None:
 def decoding_steps(
     steps: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, claim: str, sub: str, mark: str = ""
 ) -> Figure:
-    """One panel per step: what was read last, and the likeliest next tokens with their probability, the chosen first."""
+    """One panel per step: what was read last, and the likeliest next tokens with probability, the chosen first."""
     fig, axes = _figure(2.8, claim=claim, sub=sub, mark=mark, columns=len(steps), sharey=True)
     for number, (ax, (read, candidates)) in enumerate(zip(axes, steps, strict=True), start=1):
         p = [probability for _, probability in candidates]

@@ -27,6 +27,14 @@ def some_pairs(rng, *shape):
     return mask
 
 
+# Mutants of the oracle that no case can tell from it, with the reason (`prove --mutate`).
+ONE_AXIS = "a vector has one axis, so every name of it is the same"
+FOUR_AXES = "tensors have four axes here, so axis 2 is axis -2"
+ONE_COPY = "without shared key heads there is one copy, and a copy is the original"
+MASK_OF_PAIRS = "the mask of the causal flag alone is a matrix, so axis 1 is its last"
+ONE_TEXT = "one text at a time, so the first is the last"
+
+
 @question("soft_lookup", oracle="reference:soft_lookup")
 class SoftLookup:
     """`soft_lookup` gives every key a share and mixes the values accordingly."""
@@ -36,6 +44,7 @@ class SoftLookup:
         "lambda q, K, V: (torch.softmax(K @ q / q.shape[-1] ** 0.5, -1), "
         "torch.nn.functional.scaled_dot_product_attention(q[None, None], K[None], V[None])[0, 0])"
     )
+    equivalent = {"soft_lookup:7f83f1:minus-one": ONE_AXIS}
 
     def cases(self, rng):
         yield Case("5 keys of width 8", normal(rng, 8), normal(rng, 5, 8), normal(rng, 5, 8))
@@ -43,7 +52,9 @@ class SoftLookup:
         yield Case("a single key", normal(rng, 8), normal(rng, 1, 8), normal(rng, 1, 3))
         yield Case("40 keys of width 3", normal(rng, 3), normal(rng, 40, 3), normal(rng, 40, 2))
         yield Case("all keys equal", normal(rng, 8), normal(rng, 1, 8).repeat(6, 1), normal(rng, 6, 4))
-        yield Case("scores in the hundreds", normal(rng, 16, scale=60.0), normal(rng, 9, 16, scale=10.0), normal(rng, 9, 5))
+        yield Case(
+            "scores in the hundreds", normal(rng, 16, scale=60.0), normal(rng, 9, 16, scale=10.0), normal(rng, 9, 5)
+        )
 
 
 @question("attention", oracle="refimpl.attention:naive_attention")
@@ -56,6 +67,12 @@ class Attention:
         "attn_mask=(torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2]) if causal else "
         "torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)) & (torch.tensor(True) if mask is None else mask))"
     )
+
+    equivalent = {
+        "naive_attention:5bca1f:dropped-sign": FOUR_AXES,
+        "repeat_kv:288350:never": ONE_COPY,
+        "repeat_kv:288350:comparison": ONE_COPY,
+    }
 
     def cases(self, rng):
         yield Case("9 queries, 9 keys", *qkv(rng, 9, 9))
@@ -70,12 +87,21 @@ class Attention:
         empty = some_pairs(rng, 7, 10)
         empty[[0, 4]] = False
         yield Case("two queries may look at nothing", *qkv(rng, 7, 10), mask=empty)
+        blind = some_pairs(rng, 2, 3, 7, 10)
+        blind[0, 1, 4] = False
+        yield Case("one query of one head may look at nothing", *qkv(rng, 7, 10), mask=blind)
         yield Case("scores in the hundreds", *qkv(rng, 6, 8, scale=200.0), causal=True)
 
 
 @question("multi_head", oracle="reference:multi_head")
 class MultiHead:
     """`multi_head` cuts, attends, joins and mixes, with shared key heads and with a context."""
+
+    equivalent = {
+        "naive_attention:5bca1f:dropped-sign": FOUR_AXES,
+        "naive_attention:672317:dropped-sign#2": MASK_OF_PAIRS,
+        "repeat_kv:288350:never": ONE_COPY,
+    }
 
     def cases(self, rng):
         yield self.case(rng, "3 heads", 3, 3)
@@ -86,13 +112,15 @@ class MultiHead:
         yield self.case(rng, "4 heads share 1 key head", 4, 1, causal=True)
         yield self.case(rng, "cross-attention", 3, 3, source=9)
         yield self.case(rng, "cross-attention, shared key heads", 4, 2, source=9)
+        yield self.case(rng, "causal, the context is longer", 3, 3, source=12, causal=True)
+        yield self.case(rng, "causal, the context is shorter", 3, 3, source=4, causal=True)
         yield self.case(rng, "narrow output", 3, 3, out=5)
 
     def case(self, rng, name, heads, kv_heads, *, seq=7, source=None, out=24, weight=1, **flags):
         """Model width 24, heads of width 4; a context is 10 wide and `source` tokens long."""
         from_width = 24 if source is None else 10
-        weights = [normal(rng, a, b, scale=a**-0.5) for a, b in
-                   ((24, 4 * heads), (from_width, 4 * kv_heads), (from_width, 4 * kv_heads), (4 * heads, out))]  # fmt: skip
+        shapes = (24, 4 * heads), (from_width, 4 * kv_heads), (from_width, 4 * kv_heads), (4 * heads, out)
+        weights = [normal(rng, a, b, scale=a**-0.5) for a, b in shapes]
         if source is not None:
             flags["context"] = normal(rng, 2, source, from_width)
         if kv_heads != heads:
@@ -117,6 +145,8 @@ class Rope:
 @question("greedy", oracle="reference:greedy")
 class Greedy:
     """`greedy` appends the likeliest token, reads the whole text again, and stops in time."""
+
+    equivalent = {"greedy_decoding:c1d6c9:minus-one": ONE_TEXT, "greedy_decoding:c1d6c9:minus-one#3": ONE_AXIS}
 
     def cases(self, rng):
         yield self.case(rng, "5 new tokens", 3, 5)

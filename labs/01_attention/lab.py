@@ -123,7 +123,7 @@ lab.check("attention")
 # ## Question 3. Many heads (6 points, 15 minutes, ●●○)
 # `x` is `(batch, seq, model)`. Project it to queries, keys and values, cut each into heads of equal width, let every head attend on its own, put the outputs side by side in the order of the heads, and mix them with `w_o`. You may call your `attention`.
 #
-# Weights are applied as `x @ w`. `w_q` has `heads * dim` columns. `w_k` and `w_v` have `kv_heads * dim`: with fewer key heads than query heads, **neighbouring** query heads share one. With 6 heads and 2 key heads, heads 0, 1, 2 read key head 0. `kv_heads=None` means as many as `heads`. With `context` `(batch, k_len, source)`, keys and values come from there: cross-attention. Ten lines are enough.
+# Weights are applied as `x @ w`. `w_q` has `heads * dim` columns. `w_k` and `w_v` have `kv_heads * dim`: with fewer key heads than query heads, **neighbouring** query heads share one. With 6 heads and 2 key heads, heads 0, 1, 2 read key head 0. `kv_heads=None` means as many as `heads`. With `context` `(batch, k_len, source)`, keys and values come from there: cross-attention. `causal` is that of question 2. Ten lines are enough.
 # %% question="multi_head"
 def multi_head(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=None, causal=False):
     """Concat(head_1 … head_h) w_o; keys and values from `context`, or from x. Returns (batch, seq, columns of w_o)."""

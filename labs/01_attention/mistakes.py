@@ -14,8 +14,8 @@ def mix(scores, V):
 
 @mistake(
     "soft_lookup",
-    says="Your shares are too unequal: the scores were not divided. A dot product adds up `dim` terms, so it grows "
-    "with the width. See the end of the question's first paragraph.",
+    says="Your shares are too unequal: the scores were not divided. A dot product adds up `dim` terms, so it "
+    "grows with the width. See the end of the question's first paragraph.",
 )
 def scores_not_divided(q, K, V):
     return mix(K @ q, V)
@@ -31,8 +31,8 @@ def divided_by_the_width(q, K, V):
 
 @mistake(
     "soft_lookup",
-    says="You divided by the root of the number of keys. A longer table would then be softer; what should be cancelled "
-    "is the number of terms in one dot product.",
+    says="You divided by the root of the number of keys. A longer table would then be softer; what should be "
+    "cancelled is the number of terms in one dot product.",
 )
 def divided_by_the_number_of_keys(q, K, V):
     return mix(K @ q / K.shape[0] ** 0.5, V)
@@ -40,7 +40,8 @@ def divided_by_the_number_of_keys(q, K, V):
 
 @mistake(
     "soft_lookup",
-    says="You divided by the root of the width of the values. That is right where they happen to be as wide as the keys.",
+    says="You divided by the root of the width of the values. That is right where they happen to be as wide as "
+    "the keys.",
 )
 def divided_by_the_width_of_values(q, K, V):
     return mix(K @ q / V.shape[-1] ** 0.5, V)
@@ -48,8 +49,8 @@ def divided_by_the_width_of_values(q, K, V):
 
 @mistake(
     "soft_lookup",
-    says="One key takes all: this is the hard table. Right only where a single key is far ahead (case 'scores in the "
-    "hundreds'). The soft one gives every key a say.",
+    says="One key takes all: this is the hard table. Right only where a single key is far ahead (case 'scores in "
+    "the hundreds'). The soft one gives every key a say.",
 )
 def winner_takes_all(q, K, V):
     shares = torch.zeros(K.shape[0], dtype=V.dtype)
@@ -77,8 +78,8 @@ def scores_over_their_sum(q, K, V):
 
 @mistake(
     "soft_lookup",
-    says="Ordinary scores come out right; in the hundreds `exp` is inf and your shares are NaN. torch's softmax guards "
-    "against it, unit 03 shows how.",
+    says="Ordinary scores come out right; in the hundreds `exp` is inf and your shares are NaN. torch's softmax "
+    "guards against it, unit 03 shows how.",
 )
 def textbook_softmax(q, K, V):
     e = (K @ q / q.shape[-1] ** 0.5).exp()
@@ -115,8 +116,8 @@ def scale_forgotten(q, k, v, *, causal=False, mask=None):
 
 @mistake(
     "attention",
-    says="Right while there are as many queries as keys. Otherwise your triangle starts in the first corner: you placed "
-    "the first query at the first key. Read the example with 2 queries and 5 keys again.",
+    says="Right while there are as many queries as keys. Otherwise your triangle starts in the first corner: you "
+    "placed the first query at the first key. Read the example with 2 queries and 5 keys again.",
 )
 def aligned_at_the_first_key(q, k, v, *, causal=False, mask=None):
     s = scores_of(q, k)
@@ -125,8 +126,8 @@ def aligned_at_the_first_key(q, k, v, *, causal=False, mask=None):
 
 @mistake(
     "attention",
-    says="With `causal=True` your queries do not see their own position. A token may look at itself; the first one has "
-    "nothing else.",
+    says="With `causal=True` your queries do not see their own position. A token may look at itself; the first "
+    "one has nothing else.",
 )
 def may_not_see_itself(q, k, v, *, causal=False, mask=None):
     s = scores_of(q, k)
@@ -135,8 +136,8 @@ def may_not_see_itself(q, k, v, *, causal=False, mask=None):
 
 @mistake(
     "attention",
-    says="With `causal=True` your queries see one token too many: each sees its successor. In training the model would "
-    "read the answer off the input.",
+    says="With `causal=True` your queries see one token too many: each sees its successor. In training the model "
+    "would read the answer off the input.",
 )
 def sees_the_next_token(q, k, v, *, causal=False, mask=None):
     s = scores_of(q, k)
@@ -145,8 +146,8 @@ def sees_the_next_token(q, k, v, *, causal=False, mask=None):
 
 @mistake(
     "attention",
-    says="Without restrictions you are right. With a mask, you look exactly where you may not: True means 'may look' "
-    "here. PyTorch's older modules use the opposite.",
+    says="Without restrictions you are right. With a mask, you look exactly where you may not: True means 'may "
+    "look' here. PyTorch's older modules use the opposite.",
 )
 def mask_upside_down(q, k, v, *, causal=False, mask=None):
     s = scores_of(q, k)
@@ -155,8 +156,8 @@ def mask_upside_down(q, k, v, *, causal=False, mask=None):
 
 @mistake(
     "attention",
-    says="Forbidden scores were set to 0, and the exponential of 0 is 1: such keys still get a share. Which score has "
-    "no share at all?",
+    says="Forbidden scores were set to 0, and the exponential of 0 is 1: such keys still get a share. Which score "
+    "has no share at all?",
 )
 def forbidden_scores_are_zero(q, k, v, *, causal=False, mask=None):
     s = scores_of(q, k)
@@ -166,8 +167,8 @@ def forbidden_scores_are_zero(q, k, v, *, causal=False, mask=None):
 
 @mistake(
     "attention",
-    says="Your shares do not add up to 1 where something is forbidden: you took the softmax over all keys and struck "
-    "out shares afterwards. The allowed keys should divide everything among themselves.",
+    says="Your shares do not add up to 1 where something is forbidden: you took the softmax over all keys and "
+    "struck out shares afterwards. The allowed keys should divide everything among themselves.",
 )
 def struck_out_after_softmax(q, k, v, *, causal=False, mask=None):
     s = scores_of(q, k)
@@ -176,8 +177,8 @@ def struck_out_after_softmax(q, k, v, *, causal=False, mask=None):
 
 @mistake(
     "attention",
-    says="All correct except queries that may look at nothing: there softmax divides 0 by 0 and you return NaN. What "
-    "does the question ask for in such a row?",
+    says="All correct except queries that may look at nothing: there softmax divides 0 by 0 and you return NaN. "
+    "What does the question ask for in such a row?",
 )
 def empty_row_is_nan(q, k, v, *, causal=False, mask=None):
     s = scores_of(q, k)
@@ -186,8 +187,8 @@ def empty_row_is_nan(q, k, v, *, causal=False, mask=None):
 
 @mistake(
     "attention",
-    says="All correct except queries that may look at nothing: a large negative number in place of minus infinity makes "
-    "all forbidden keys equal, so such a query returns the mean of what it must not see.",
+    says="All correct except queries that may look at nothing: a large negative number in place of minus infinity "
+    "makes all forbidden keys equal, so such a query returns the mean of what it must not see.",
 )
 def empty_row_is_the_mean(q, k, v, *, causal=False, mask=None):
     s = scores_of(q, k)
@@ -217,8 +218,8 @@ def restrictions_joined_by_or(q, k, v, *, causal=False, mask=None):
 
 @mistake(
     "attention",
-    says="Your softmax runs over the queries: each column adds up to 1. A query distributes its attention over keys, "
-    "and those are the last axis of the scores.",
+    says="Your softmax runs over the queries: each column adds up to 1. A query distributes its attention over "
+    "keys, and those are the last axis of the scores.",
 )
 def softmax_over_queries(q, k, v, *, causal=False, mask=None):
     s = scores_of(q, k)
@@ -256,19 +257,21 @@ def shared(k, heads):
 
 @mistake(
     "multi_head",
-    says="One head is right, several are not: you reshaped to (batch, heads, seq, dim) in one step. That puts neighbouring "
-    "tokens, not neighbouring columns, into a head. Cut first, then move the axis. Hint 1.",
+    says="One head is right, several are not: you reshaped to (batch, heads, seq, dim) in one step. That puts "
+    "neighbouring tokens, not neighbouring columns, into a head. Cut first, then move the axis. Hint 1.",
 )
 def reshaped_in_one_step(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=None, causal=False):
     c, n = x if context is None else context, kv_heads or heads
-    q, k, v = ((y @ w).reshape(y.shape[0], h, y.shape[1], -1) for y, w, h in ((x, w_q, heads), (c, w_k, n), (c, w_v, n)))
+    q, k, v = (
+        (y @ w).reshape(y.shape[0], h, y.shape[1], -1) for y, w, h in ((x, w_q, heads), (c, w_k, n), (c, w_v, n))
+    )
     return joined(plain(q, shared(k, heads), shared(v, heads), causal), w_o)
 
 
 @mistake(
     "multi_head",
-    says="One head is right, several are not: head 0 got columns 0, h, 2h, … It owns the first `dim` columns. Which of the "
-    "two new axes comes first?",
+    says="One head is right, several are not: head 0 got columns 0, h, 2h, … It owns the first `dim` columns. "
+    "Which of the two new axes comes first?",
 )
 def columns_dealt_out(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=None, causal=False):
     c, n = x if context is None else context, kv_heads or heads
@@ -280,8 +283,8 @@ def columns_dealt_out(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=No
 
 @mistake(
     "multi_head",
-    says="Every head attends rightly, the way back is wrong: you joined (batch, heads, seq, dim) without moving the axes "
-    "first, so a row mixes tokens.",
+    says="Every head attends rightly, the way back is wrong: you joined (batch, heads, seq, dim) without moving "
+    "the axes first, so a row mixes tokens.",
 )
 def joined_without_moving_back(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=None, causal=False):
     c, n = x if context is None else context, kv_heads or heads
@@ -291,8 +294,8 @@ def joined_without_moving_back(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, c
 
 @mistake(
     "multi_head",
-    says="Right while every query head has its own key head. Where they share, yours go 0, 1, 0, 1, …; the question says "
-    "that neighbours share (case '6 heads share 2 key heads').",
+    says="Right while every query head has its own key head. Where they share, yours go 0, 1, 0, 1, …; the "
+    "question says that neighbours share (case '6 heads share 2 key heads').",
 )
 def key_heads_in_turn(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=None, causal=False):
     c, n = x if context is None else context, kv_heads or heads
@@ -313,8 +316,8 @@ def scaled_by_the_model_width(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, co
 
 @mistake(
     "multi_head",
-    says="The heads never became heads: one wide attention ran over all columns. Several softmaxes, one per head, are the "
-    "point; with one head you are right.",
+    says="The heads never became heads: one wide attention ran over all columns. Several softmaxes, one per head, "
+    "are the point; with one head you are right.",
 )
 def one_wide_head(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=None, causal=False):
     c, n = x if context is None else context, kv_heads or heads
@@ -324,8 +327,8 @@ def one_wide_head(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=None, 
 
 @mistake(
     "multi_head",
-    says="The output was averaged over the heads before `w_o`, not put side by side. `w_o` has a row for every feature "
-    "of every head.",
+    says="The output was averaged over the heads before `w_o`, not put side by side. `w_o` has a row for every "
+    "feature of every head.",
 )
 def heads_averaged(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=None, causal=False):
     c, n = x if context is None else context, kv_heads or heads
@@ -359,8 +362,8 @@ def speeds(x, base, step=2):
 
 @mistake(
     "rope",
-    says="You turned pairs of neighbours, (0, 1), (2, 3), …, as the paper prints it. Here feature i belongs to feature "
-    "i + dim/2. Right for width 2 only. Question 7 is about this very confusion.",
+    says="You turned pairs of neighbours, (0, 1), (2, 3), …, as the paper prints it. Here feature i belongs to "
+    "feature i + dim/2. Right for width 2 only. Question 7 is about this very confusion.",
 )
 def neighbours_paired(x, positions, *, base=10_000.0):
     angles = positions[:, None] * speeds(x, base)
@@ -371,8 +374,8 @@ def neighbours_paired(x, positions, *, base=10_000.0):
 
 @mistake(
     "rope",
-    says="You turn the other way round. Distances would still come out right within your own model, and wrong with "
-    "weights of anyone else: compare the two signs with the formula.",
+    says="You turn the other way round. Distances would still come out right within your own model, and wrong "
+    "with weights of anyone else: compare the two signs with the formula.",
 )
 def turned_backwards(x, positions, *, base=10_000.0):
     return turned(x, -positions[:, None] * speeds(x, base))
@@ -380,8 +383,8 @@ def turned_backwards(x, positions, *, base=10_000.0):
 
 @mistake(
     "rope",
-    says="Right while the text starts at 0. You counted the tokens yourself; use `positions`, which go on where the cache "
-    "ended.",
+    says="Right while the text starts at 0. You counted the tokens yourself; use `positions`, which go on where "
+    "the cache ended.",
 )
 def positions_ignored(x, positions, *, base=10_000.0):
     return turned(x, torch.arange(len(positions))[:, None] * speeds(x, base))
@@ -389,8 +392,8 @@ def positions_ignored(x, positions, *, base=10_000.0):
 
 @mistake(
     "rope",
-    says="Your clocks slow down half as fast as they should: pair i has the exponent 2i/dim, and yours is i/dim. The "
-    "first pair is right.",
+    says="Your clocks slow down half as fast as they should: pair i has the exponent 2i/dim, and yours is i/dim. "
+    "The first pair is right.",
 )
 def exponent_without_the_two(x, positions, *, base=10_000.0):
     return turned(x, positions[:, None] * speeds(x, base, step=1))
@@ -406,8 +409,8 @@ def clocks_speed_up(x, positions, *, base=10_000.0):
 
 @mistake(
     "rope",
-    says="The second half was computed from the first half after its turn. Both lines of the formula use the old a and "
-    "the old b.",
+    says="The second half was computed from the first half after its turn. Both lines of the formula use the old "
+    "a and the old b.",
 )
 def second_half_from_the_new_first(x, positions, *, base=10_000.0):
     angles = positions[:, None] * speeds(x, base)
@@ -418,8 +421,8 @@ def second_half_from_the_new_first(x, positions, *, base=10_000.0):
 
 @mistake(
     "rope",
-    says="All right but float16: your angles were computed in the dtype of `x`, where 8,001 rounds to 8,000 and an angle "
-    "of thousands of radians has no digits left.",
+    says="All right but float16: your angles were computed in the dtype of `x`, where 8,001 rounds to 8,000 and "
+    "an angle of thousands of radians has no digits left.",
 )
 def angles_in_the_dtype_of_x(x, positions, *, base=10_000.0):
     angles = positions[:, None].to(x.dtype) * speeds(x, base).to(x.dtype)
@@ -439,8 +442,8 @@ def base_is_fixed(x, positions, *, base=10_000.0):
 
 @mistake(
     "greedy",
-    says="You chose from the first row of logits, which predicts the second token of the prompt. Which row has seen the "
-    "whole text?",
+    says="You chose from the first row of logits, which predicts the second token of the prompt. Which row has "
+    "seen the whole text?",
 )
 def first_row(next_logits, ids, new_tokens, stop=None):
     for _ in range(new_tokens):
@@ -453,8 +456,8 @@ def first_row(next_logits, ids, new_tokens, stop=None):
 
 @mistake(
     "greedy",
-    says="After the first step the model was shown the newest token alone. That is right with a KV cache (unit 07), and "
-    "here it forgets the text.",
+    says="After the first step the model was shown the newest token alone. That is right with a KV cache (unit "
+    "07), and here it forgets the text.",
 )
 def newest_token_only(next_logits, ids, new_tokens, stop=None):
     unread = ids
@@ -468,8 +471,8 @@ def newest_token_only(next_logits, ids, new_tokens, stop=None):
 
 @mistake(
     "greedy",
-    says="Your result lacks the stop token: you left the loop before appending it. The reader of the result could not "
-    "tell a finished text from one cut off.",
+    says="Your result lacks the stop token: you left the loop before appending it. The reader of the result could "
+    "not tell a finished text from one cut off.",
 )
 def stop_not_appended(next_logits, ids, new_tokens, stop=None):
     for _ in range(new_tokens):
@@ -506,8 +509,8 @@ def prompt_left_out(next_logits, ids, new_tokens, stop=None):
 
 @mistake(
     "greedy",
-    says="Your text is one token too long, and the model read once too often. Is there a step before the loop, or one "
-    "more turn in it?",
+    says="Your text is one token too long, and the model read once too often. Is there a step before the loop, or "
+    "one more turn in it?",
 )
 def one_token_too_many(next_logits, ids, new_tokens, stop=None):
     for _ in range(new_tokens + 1):
@@ -520,8 +523,8 @@ def one_token_too_many(next_logits, ids, new_tokens, stop=None):
 
 @mistake(
     "greedy",
-    says="You looked for the stop token in the whole text, and the prompt may hold it too (last case). Only the token just "
-    "chosen counts.",
+    says="You looked for the stop token in the whole text, and the prompt may hold it too (last case). Only the "
+    "token just chosen counts.",
 )
 def stop_found_in_the_prompt(next_logits, ids, new_tokens, stop=None):
     for _ in range(new_tokens):
@@ -533,8 +536,8 @@ def stop_found_in_the_prompt(next_logits, ids, new_tokens, stop=None):
 
 @mistake(
     "greedy",
-    says="You asked the model once and appended the likeliest tokens of that one row. The second token must be chosen by a "
-    "model that has read the first.",
+    says="You asked the model once and appended the likeliest tokens of that one row. The second token must be "
+    "chosen by a model that has read the first.",
 )
 def top_of_one_row(next_logits, ids, new_tokens, stop=None):
     if new_tokens == 0:
@@ -563,8 +566,8 @@ def tally(kind, heads, model, tokens, source, *, hidden=4, outputs=1, wide=1, cr
 
 @mistake(
     "count_matmuls",
-    says="The encoder is right. For the decoder block you return the slide's 10h + 1: it drops three products that its "
-    "own encoder count has. Which ones?",
+    says="The encoder is right. For the decoder block you return the slide's 10h + 1: it drops three products "
+    "that its own encoder count has. Which ones?",
 )
 def the_slide(kind, heads, model, tokens, source=0):
     matmuls, flops = tally(kind, heads, model, tokens, source)
@@ -582,8 +585,8 @@ def multiplications_only(kind, heads, model, tokens, source=0):
 
 @mistake(
     "count_matmuls",
-    says="The encoder is right. In the decoder's second attention you let the tokens look at themselves again; its keys "
-    "and values are `source` tokens.",
+    says="The encoder is right. In the decoder's second attention you let the tokens look at themselves again; "
+    "its keys and values are `source` tokens.",
 )
 def source_ignored(kind, heads, model, tokens, source=0):
     return tally(kind, heads, model, tokens, source, cross=(tokens, tokens))
@@ -591,8 +594,8 @@ def source_ignored(kind, heads, model, tokens, source=0):
 
 @mistake(
     "count_matmuls",
-    says="Right where the source is as long as the text. In cross-attention you projected keys and values for every token "
-    "of the text; they are made from the source.",
+    says="Right where the source is as long as the text. In cross-attention you projected keys and values for "
+    "every token of the text; they are made from the source.",
 )
 def source_not_projected(kind, heads, model, tokens, source=0):
     matmuls, flops = tally(kind, heads, model, tokens, source)
@@ -609,8 +612,8 @@ def narrow_feed_forward(kind, heads, model, tokens, source=0):
 
 @mistake(
     "count_matmuls",
-    says="With one head you are right. You count an output projection per head; the heads are put side by side first, and "
-    "mixed by one product.",
+    says="With one head you are right. You count an output projection per head; the heads are put side by side "
+    "first, and mixed by one product.",
 )
 def output_per_head(kind, heads, model, tokens, source=0):
     return tally(kind, heads, model, tokens, source, outputs=heads)
@@ -618,8 +621,8 @@ def output_per_head(kind, heads, model, tokens, source=0):
 
 @mistake(
     "count_matmuls",
-    says="The matmuls are right, and with one head the FLOPs too. You made every head as wide as the model; the heads "
-    "share the width.",
+    says="The matmuls are right, and with one head the FLOPs too. You made every head as wide as the model; the "
+    "heads share the width.",
 )
 def every_head_full_width(kind, heads, model, tokens, source=0):
     return tally(kind, heads, model, tokens, source, wide=heads)
@@ -627,8 +630,8 @@ def every_head_full_width(kind, heads, model, tokens, source=0):
 
 @mistake(
     "count_matmuls",
-    says="The decoder's FLOPs are too low: you took half of the masked scores. They are computed, then thrown away; "
-    "skipping them is an art of its own (unit 04).",
+    says="The decoder's FLOPs are too low: you took half of the masked scores. They are computed, then thrown "
+    "away; skipping them is an art of its own (unit 04).",
 )
 def causal_half(kind, heads, model, tokens, source=0):
     matmuls, flops = tally(kind, heads, model, tokens, source)
@@ -637,8 +640,8 @@ def causal_half(kind, heads, model, tokens, source=0):
 
 @mistake(
     "count_matmuls",
-    says="You counted the products of all heads at once, as efficient code runs them: 8 per encoder block. The question "
-    "multiplies every head on its own; the FLOPs are the same.",
+    says="You counted the products of all heads at once, as efficient code runs them: 8 per encoder block. The "
+    "question multiplies every head on its own; the FLOPs are the same.",
 )
 def heads_at_once(kind, heads, model, tokens, source=0):
     return (8 if kind == "encoder" else 14), tally(kind, heads, model, tokens, source)[1]
@@ -649,8 +652,8 @@ def heads_at_once(kind, heads, model, tokens, source=0):
 
 @mistake(
     "unpermute",
-    says="You went the other way: applied to the right order, your line makes the file's order. The axes of size 2 and "
-    "dim/2 are exchanged in your first step.",
+    says="You went the other way: applied to the right order, your line makes the file's order. The axes of size "
+    "2 and dim/2 are exchanged in your first step.",
 )
 def the_way_back(w, heads):
     return w.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)

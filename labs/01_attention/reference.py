@@ -5,9 +5,9 @@ from refimpl.transformer import greedy_decoding
 
 
 def soft_lookup(q, K, V):
-    """One query against a table, by the general form: batch, heads and queries of one."""
-    scores = K @ q * q.shape[-1] ** -0.5
-    return scores.softmax(dim=-1), scores.softmax(dim=-1) @ V
+    """One query against a table; a table has one axis of keys."""
+    shares = (K @ q * len(q) ** -0.5).softmax(dim=0)
+    return shares, shares @ V
 
 
 def multi_head(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=None, causal=False):
