@@ -99,7 +99,8 @@ class WhichClaim:
         full = {"weights": 3.0, "states": 24.0, "activations": 141.0}
         yield Case("as measured", full, **GPT2_XL, batch=32, tokens=1024)
         seven = {"params": 7_000_000_000, "layers": 32, "model": 4096, "heads": 32}
-        yield Case("7B, weights in fp32", {"weights": 28.0, "states": 112.0}, **seven, batch=1, tokens=whole(rng, 9, 99))
+        printed = {"weights": 28.0, "states": 112.0}
+        yield Case("7B, weights in fp32", printed, **seven, batch=1, tokens=whole(rng, 9, 99))
         yield Case("7B, off by 4 % and 7 %", {"states": 104.5, "weights": 14.5}, **seven, batch=1, tokens=64)
         yield Case("7B, master copy forgotten", {"weights": 14.0, "states": 84.0}, **seven, batch=2, tokens=256)
         yield Case(

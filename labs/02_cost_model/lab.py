@@ -269,7 +269,7 @@ lab.check("largest_batch")
 # %% [markdown]
 # GPT-2 of 3 GB again: how many texts of 1,024 tokens can a card train on at once? Without the score matrix the plan would promise more.
 # %%
-gpt2 = dict(params=1_500_000_000, optimizer=12, layers=48, model=1600, heads=25, tokens=1024)
+gpt2 = {"params": 1_500_000_000, "optimizer": 12, "layers": 48, "model": 1600, "heads": 25, "tokens": 1024}
 try:
     for gb in (16, 24, 32, 80):
         batch, left = largest_batch(gb * 10**9, **gpt2)
@@ -277,6 +277,8 @@ try:
         print(f"{gb} GB: batch {batch:2}, {left / 1e9:6.2f} GB left; the printed formula promises {promised}")
 except NotImplementedError:
     print("answer question 6 first")
+
+
 # %% [markdown]
 # ## Question 7. A scaling law, with its range (5 points, 15 minutes, ●●○)
 # Some runs differ in `x`, their number of parameters, and ended at a `loss`. A part of the loss, `floor`, no size removes. The rest may follow $\text{loss} = \text{floor} + (x_c / x)^\alpha$. Take logarithms of the rest and the law is a straight line. Fit that line by least squares, all runs alike, and return `alpha`, `x_c`, and the range in which the law was seen: `low`, the smallest `x`, and `high`, the largest.
@@ -319,7 +321,7 @@ from refimpl.roofline import best_seconds, measure_machine
 torch.set_num_threads(1)
 lm, here = load_smollm2(), measure_machine(seconds=0.5)
 c = lm.config
-sizes = dict(model=c.model, heads=c.heads, kv_heads=c.kv_heads, dim=c.dim, ffn=c.ffn)
+sizes = {name: getattr(c, name) for name in ("model", "heads", "kv_heads", "dim", "ffn")}
 weight_bytes = 4 * sum(p.numel() for p in lm.model.parameters())
 ids = torch.randint(c.vocab, (1, 257), generator=torch.Generator().manual_seed(0))
 cache = KVCache(lm.model, 400)
@@ -347,7 +349,9 @@ try:
         )
 except NotImplementedError:
     print("answer questions 1 and 3 first")
-print(f"this machine, fp32, one thread: {here.flop_per_s / 1e9:.0f} GFLOP/s, {here.bytes_per_s / 1e9:.1f} GB/s, ridge {here.ridge:.0f}")
+print(
+    f"this machine, fp32, one thread: {here.flop_per_s / 1e9:.0f} GFLOP/s, {here.bytes_per_s / 1e9:.1f} GB/s, ridge {here.ridge:.0f}"
+)
 # %% [markdown] written="why"
 # ## Question 8. Ben buys a faster chip (4 points, 10 minutes, ●●○, written)
 # *Ben: "When our chatbot writes, it runs at a few percent of the chip's peak FLOP/s. There is a new chip with twice the FLOP/s and the same memory. It will write twice as fast."*

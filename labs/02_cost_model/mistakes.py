@@ -209,8 +209,8 @@ def regimes_exchanged(flops, nbytes, *, flop_per_s, bytes_per_s, overhead):
 
 @mistake(
     "predict_seconds",
-    says="Large pieces of work agree, tiny ones do not: the overhead of starting an operation is missing. Ten additions "
-    "do not take a picosecond.",
+    says="Large pieces of work agree, tiny ones do not: the overhead of starting an operation is missing. Ten "
+    "additions do not take a picosecond.",
 )
 def no_overhead(flops, nbytes, *, flop_per_s, bytes_per_s, overhead):
     return longest({"compute": flops / flop_per_s, "memory": nbytes / bytes_per_s})
@@ -440,8 +440,8 @@ def gradients_forgotten(capacity, *, params, optimizer, layers, model, heads, to
 
 @mistake(
     "largest_batch",
-    says="You planned with the printed 12 · d · B · N · L. This batch runs out of memory: the score matrices are not in "
-    "it. Question 5.",
+    says="You planned with the printed 12 · d · B · N · L. This batch runs out of memory: the score matrices are not "
+    "in it. Question 5.",
 )
 def scores_forgotten(capacity, *, params, optimizer, layers, model, heads, tokens):
     return planned(capacity, (4 + optimizer) * params, 2 * 12 * model * tokens * layers)
@@ -570,8 +570,8 @@ def two_bases(x, loss, *, floor):
 
 @mistake(
     "fit_power_law",
-    says="Your line runs through x and log(loss - floor): that is an exponential law. A power law is straight when both "
-    "axes are logarithmic.",
+    says="Your line runs through x and log(loss - floor): that is an exponential law. A power law is straight when "
+    "both axes are logarithmic.",
 )
 def one_axis_only(x, loss, *, floor):
     slope, intercept = line(x, (loss - floor).log())
