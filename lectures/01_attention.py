@@ -93,7 +93,7 @@ print(f"your guess {my_guess}; {is_response.sum()} response tokens only: {respon
 # %% [markdown]
 # Lower here: the input announces what the response must contain. Instructions are surprising, and nobody wants the model to learn to write them. The mask shifts by one, because the logits at position $t$ are judged by token $t+1$.
 #
-# Third, a *reward model* learns from pairs. A person prefers text $w$ to text $l$, and Bradley and Terry's loss is $-\log\sigma(r_w - r_l)$. Only the difference counts, as the next cell shows.
+# Third, a *reward model* learns from pairs: no text is right or wrong, but one is better than another. A person prefers text $w$ to text $l$, and Bradley and Terry's loss is $-\log\sigma(r_w - r_l)$. Only the difference counts, as the next cell shows.
 # %%
 for win, lose in [(0.0, 0.0), (2.0, 0.0), (102.0, 100.0), (0.0, 2.0)]:
     loss = lang.reward_loss(torch.tensor([win]), torch.tensor([lose])).item()
@@ -115,7 +115,7 @@ print(f"scores x 10: {((10 * scores).softmax(-1) * values).sum():.3f}; all equal
 
 
 # %% [markdown]
-# 6 + 6 + 10 = 22: the key that fits worst still speaks, with a tenth of the votes. Ten times larger scores make the table hard (10.01), equal scores make it a mean (43.33). The comparison with a table breaks here: a real table says "not found", and softmax always returns something.
+# 6 + 6 + 10 = 22: the key that fits worst still speaks, with a tenth of the votes. Ten times larger scores make the table hard (10.01), equal scores make it a mean (43.33). The comparison with a table breaks here: a real table says "not found", and softmax always returns something, even when no key fits at all. Section 7 shows how a trained model helps itself.
 #
 # For many queries at once, queries, keys and values are the rows of three matrices, and one line says it all:
 #
@@ -363,7 +363,7 @@ show(fig, alt=f"Two attention maps of one head. Good loader: a clear shifted dia
 # > **Rule.** Test attention where order matters: several tokens, unequal lengths, a repeated passage.
 #
 # ## 9. Since the paper
-# The paper is *Attention Is All You Need* ([arXiv:1706.03762](https://arxiv.org/abs/1706.03762), 2017). Since then: norms moved before the sublayers ([2002.04745](https://arxiv.org/abs/2002.04745), 2020), RoPE replaced added positions ([2104.09864](https://arxiv.org/abs/2104.09864), 2021), several query heads share one key head ([2305.13245](https://arxiv.org/abs/2305.13245), 2023), and decoder-only models took over most tasks.
+# The paper is *Attention Is All You Need* ([arXiv:1706.03762](https://arxiv.org/abs/1706.03762), 2017). Since then: norms moved before the sublayers ([2002.04745](https://arxiv.org/abs/2002.04745), 2020), RoPE replaced added positions ([2104.09864](https://arxiv.org/abs/2104.09864), 2021), several query heads share one key head ([2305.13245](https://arxiv.org/abs/2305.13245), 2023).
 #
 # *Read next*: [The Annotated Transformer](https://nlp.seas.harvard.edu/annotated-transformer/), for the paper line by line. Olsson et al., [2209.11895](https://arxiv.org/abs/2209.11895), on how induction heads appear in training. Xiao et al., [2309.17453](https://arxiv.org/abs/2309.17453), for what happens when a cache throws the sink away.
 #
