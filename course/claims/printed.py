@@ -69,8 +69,9 @@ def algorithm_1(
             S = Q[i] @ K[j].T
             m_t = S.amax(1, keepdim=True)
             P = (S - m_t).exp()
-            names: dict[str, Any] = {"m": m[i], "m_t": m_t, "m_new": torch.maximum(m[i], m_t), "l": l[i], "O": O[i], "P": P, "V": V[j],
-                     "l_t": P.sum(1, keepdim=True), "exp": torch.exp}  # fmt: skip
+            l_t, m_new = P.sum(1, keepdim=True), torch.maximum(m[i], m_t)
+            names: dict[str, Any] = {"m": m[i], "l": l[i], "O": O[i], "m_t": m_t, "l_t": l_t, "m_new": m_new}
+            names |= {"P": P, "V": V[j], "exp": torch.exp}
             names["l_new"] = eval(line_11, dict(names))
             names["O_new"] = eval(line_12, dict(names))
             O[i], l[i], m[i] = names["O_new"], names["l_new"], names["m_new"]

@@ -176,7 +176,7 @@ why = "w"
 def test_two_records_of_one_name_and_unknown_keys_are_refused(tmp_path):
     """A letter tells two numbers of one line apart."""
     plant(tmp_path, **{"01_a_dot_toml": ONE * 2})
-    with pytest.raises(AuditError, match=r"two records called S3.5. Add a letter: S3.5a, S3.5b"):
+    with pytest.raises(AuditError, match=r"two records are called S3.5. Add a letter: S3.5a, S3.5b"):
         read_records(tmp_path)
     plant(tmp_path, **{"01_a_dot_toml": ONE + "valeu = 3\n"})
     with pytest.raises(AuditError, match=r"S3.5: unknown key \['valeu'\]"):
