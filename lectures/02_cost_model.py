@@ -397,7 +397,7 @@ fig = power_law(panels, named, ylabel="loss, nats per byte", live={"compute (FLO
 show(fig, alt=f"Two panels of loss against compute and against parameters, log x axes. Best runs fall from {data['compute'][1][0]:.2f} to {data['compute'][1][-1]:.2f} nats over {laws['compute'].high / laws['compute'].low:,.0f} times "
      f"the compute and follow the fitted law; beyond the data it is dashed. The run made now ends at {again.loss:.2f}.")  # fmt: skip
 # %% [markdown]
-# Two limits. The intervals are wide: with so few sizes, a floor of zero and a small exponent fit hardly better than a real floor and a large one, and only far larger runs could tell. And outside the range it was seen in, a law says nothing; `law.covers(x)` asks. Kaplan's exponents belong to models thousands of times larger, and to tokens instead of bytes.
+# Two limits. The intervals are wide: there is one seed per run, the third blue dot on the right stands clearly off the law, and with so few sizes a floor of zero and a small exponent fit hardly better than a real floor and a large one. And outside the range it was seen in, a law says nothing; `law.covers(x)` asks. Kaplan's exponents belong to models thousands of times larger, and to tokens instead of bytes.
 #
 # ## 10. Where the line loses
 # The line of section 3 is a **lower** bound, from peaks that no real mix of operations reaches. The next cell adds up one pass, part by part.

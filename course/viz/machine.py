@@ -102,8 +102,8 @@ def power_law(
         inside, beyond = np.geomspace(x.min(), x.max(), 60), np.geomspace(x.max(), x.max() * 30, 30)
         ax.plot(inside, [law(v) for v in inside], color=HERO, marker="", ls="-")
         ax.plot(beyond, [law(v) for v in beyond], color=FOIL, marker="", ls=(0, (5, 2)), lw=1.4)
-        ax.annotate("a guess", (beyond[-1], law(beyond[-1])), xytext=(0, 10), textcoords="offset points", color=FOIL,
-                    fontsize=9, fontweight="bold", ha="right")  # fmt: skip
+        ax.annotate("a guess", (beyond[15], law(beyond[15])), xytext=(-5, -5), textcoords="offset points", color=FOIL,
+                    fontsize=9, fontweight="bold", ha="right", va="top")  # fmt: skip
         ax.plot(x, data["y"], "o", color=HERO, ls="", ms=5.5)
         if live and label in live:
             ax.plot(*live[label], marker="o", ms=10, mfc="none", mec=FOIL, mew=1.6, ls="")
