@@ -32,23 +32,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in ELSEWHERE:
-        return elsewhere(argv[0], argv[1:])
+        return guarded(argv[0], lambda: importlib.import_module(ELSEWHERE[argv[0]][0]).main(argv[1:]))
     arguments = parser().parse_args(argv)
     prepare(arguments)
-    from autograder.judge.cycle import CycleError
+    return guarded(arguments.verb, lambda: arguments.run(arguments))
+
+
+def guarded(verb: str, run: Callable[[], Any]) -> int:
+    """Run a verb; what an instructor can mend is a message and not a traceback."""
     from autograder.judge.session import SandboxError
+    from autograder.judge.verdict import CycleError
     from autograder.labs import LabError
 
     try:
-        return int(arguments.run(arguments))
+        return int(run() or 0)
     except (CycleError, LabError, SandboxError, FileNotFoundError) as problem:
-        print(f"autograder {arguments.verb}: {problem}", file=sys.stderr)
+        print(f"autograder {verb}: {problem}", file=sys.stderr)
         return 2
-
-
-def elsewhere(verb: str, rest: list[str]) -> int:
-    module, _ = ELSEWHERE[verb]
-    return int(importlib.import_module(module).main(rest) or 0)
 
 
 def prepare(arguments: argparse.Namespace) -> None:

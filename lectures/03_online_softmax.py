@@ -39,6 +39,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+
 from course.viz import FOIL, by_layer, cash_box, exactness, growth, row_maxima, running_max, show
 from refimpl._triton import HAS_TRITON
 from refimpl.models import load_smollm2, sample_qkv, sample_rows

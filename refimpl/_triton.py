@@ -1,6 +1,7 @@
 """Where Triton runs here, decided once: on a GPU, in its interpreter on a CPU, or not at all.
 
-`refimpl/__init__` has set TRITON_INTERPRET where it is needed. Modules with kernels import `triton` and `tl` from here. Everything else in `refimpl` works where Triton cannot be installed.
+`refimpl/__init__` has set TRITON_INTERPRET where it is needed. Modules with kernels import `triton` and `tl` from here.
+Everything else in `refimpl` works where Triton cannot be installed.
 """
 
 import importlib.util

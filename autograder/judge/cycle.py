@@ -30,7 +30,7 @@ from autograder.judge.cells import Release
 from autograder.judge.intake import STUDENT, Refused, load_release, parse, read_bytes, take_in
 from autograder.judge.judge import basis, refuse_if_lacking
 from autograder.judge.vault import Vault, write_atomically
-from autograder.judge.verdict import TIER, TIERS, BadVerdict, bank_version, check, load
+from autograder.judge.verdict import TIER, TIERS, BadVerdict, CycleError, bank_version, check, load
 from autograder.judge.workers import Job, run_jobs
 from autograder.labs import Lab
 from autograder.nbgrader import install, lab_of, minimum_tier, settings
@@ -39,10 +39,6 @@ WRITE_SOURCE = (
     "import sys; from pathlib import Path; from course.notebooks import write_source;"
     "write_source(Path(sys.argv[1]), Path(sys.argv[2]))"
 )
-
-
-class CycleError(Exception):
-    """A step cannot be done for anybody; the message says what to do."""
 
 
 @dataclass

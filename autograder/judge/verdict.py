@@ -31,6 +31,10 @@ REFERENCE = "refimpl"  # the package of oracles; its modules are followed throug
 COMPARISON = ("checks.py", "mechanism.py", "question.py", "score.py", "tolerance.py", "tree.py")
 
 
+class CycleError(Exception):
+    """A step cannot be done for anybody; the message says what to do."""
+
+
 class BadVerdict(Exception):
     """No verdict, or one that may not count; the message says why and what to run."""
 

@@ -282,7 +282,7 @@ def test_a_mistake_in_no_list_still_loses_points(slug, question, monkeypatch):
             assert "no mistake is named" in verdict.problem
 
 
-@pytest.mark.slow
+@pytest.mark.e2e  # minutes of answers that `make prove` tries again in the judge
 @pytest.mark.parametrize("slug", ["03_online_softmax", "04_flash_attention"])
 def test_the_course_s_labs_pass_in_process(slug, monkeypatch):
     """What `make prove` shows through the judge, here with a fixed seed."""

@@ -672,8 +672,8 @@ def half_kernel(x_ptr, out_ptr, x_row_stride, x_col_stride, n, BLOCK: tl.constex
 
 @mistake(
     "fused_softmax",
-    says="Only the float16 matrix is off, and by little: exponentials and sum were rounded to float16 at every step. Convert "
-    "the row to `tl.float32` right after the load; the store converts back.",
+    says="Only the float16 matrix is off, and by little: exponentials and sum were rounded to float16 at every step. "
+    "Convert the row to `tl.float32` right after the load; the store converts back.",
 )
 def arithmetic_in_half(x):
     return launch(half_kernel, x)

@@ -72,7 +72,7 @@ def naive(q, k, v):
 class Algorithm0:
     """`algorithm0` counts every element that the three kernels read from HBM and write to it."""
 
-    equivalent = {  # noqa: RUF012
+    equivalent = {
         "_standard_step:*:dropped-right": "only dropout has a factor other than 1",
         "_standard_step:*:dropped-call": "a counter is added up like the traffic it counted",
         "tiles:*:off-by-one#5": EMPTY_TILE,
@@ -187,7 +187,7 @@ class FlashBackward:
     """`flash_backward` recomputes P tile by tile from the saved lse; memory stays linear in N."""
 
     mechanism = (NO_LIBRARY, MemorySlope(order=1))
-    equivalent = {  # noqa: RUF012
+    equivalent = {
         "flash_backward:*:dropped-call": KEYS_FOR_ALL,
         "pivot:*": KEYS_FOR_ALL,
         "Tiles.col_tiles:*:off-by-one": EMPTY_TILE,
