@@ -207,7 +207,7 @@ for name, model in models.items():
 # %% [markdown]
 # An encoder shows every token to every other. In a decoder only the last output moves, since no earlier query may look ahead. In an encoder-decoder all target positions see all of the source. Hence their uses: to classify, a model may see the whole text at once; to write, no token may see its own future, or training would be copying.
 #
-# **Greedy decoding** uses the last output alone: take the likeliest token, append it, read everything again. The slides expect *AI stands for → Artificial Intelligence*. SmolLM2 wants to be told that it is an abbreviation.
+# **Greedy decoding** uses the last output alone: take the likeliest token, append it, read everything again. The slides expect *AI stands for → Artificial Intelligence*. SmolLM2 reads that as the start of a title, as the first line printed shows, and has to be told that it is an abbreviation.
 # %%
 prompt = good.ids("The abbreviation AI stands for")
 steps = list(transformer.greedy_decoding(good.model, prompt, new_tokens=4))
@@ -217,6 +217,7 @@ def word(token):
     return good.tokenizer.decode([int(token)]).replace("\n", "⏎").strip() or "␣"
 
 
+print(good.tokenizer.decode(generate(good.model, good.ids("AI stands for"), 8)[0].tolist()))
 best = [[(word(i), s.probabilities[i].item()) for i in s.probabilities.topk(4).indices] for s in steps]
 print(good.tokenizer.decode(steps[-1].ids[0].tolist()), "| tokens read in all:", sum(s.ids.shape[1] - 1 for s in steps))
 shown = [(word(s.ids[0, -2]), candidates) for s, candidates in zip(steps, best)]
@@ -230,7 +231,7 @@ show(fig, alt="Four panels, one per decoding step, each with bars for the four l
 # > **Rule.** A query sees every key its mask allows, weighs it by $q \cdot k/\sqrt d$, and knows order only if positions say so.
 #
 # ## 5. How many matmuls is that?
-# A slide counts for $h$ heads. Per encoder block: $3h$ projections, $2h$ in attention, 1 after the concatenation, 2 in the feed-forward network. Per decoder block it says "$10h$ for the attention mechanisms, 1 for the feed-forward network".
+# A slide counts for $h$ heads. Per encoder block: $3h$ projections, $2h$ in attention, 1 after the concatenation, 2 in the feed-forward network. Per decoder block it says "10k for the attention mechanisms, 1 for feed forward network", where its $k$ is our $h$.
 #
 # **Predict.** With 8 heads the slide gives 43 for the encoder block and 81 for the decoder block. What will a counter that watches every matmul say?
 # %%
@@ -250,6 +251,9 @@ for h in heads:
     sizes = transformer.TransformerConfig(vocab=8, model=64, heads=h, layers=1)
     counted["encoder"].append(count(transformer.EncoderBlock(sizes), x.float())[0])
     counted["decoder"].append(count(transformer.DecoderBlock(sizes), x.float(), z)[0])
+assert all(
+    counted[kind][-1] == sum(cost_model.block_matmuls(8, decoder=kind == "decoder").values()) for kind in counted
+)
 rows = {f"{kind}, h = 8": cost_model.block_matmuls(8, decoder=kind == "decoder") for kind in counted}
 for kind, seen_counts in counted.items():
     slope = (seen_counts[-1] - seen_counts[0]) // 7
@@ -347,7 +351,7 @@ my_guess = 1.0
 with torch.no_grad():
     for n in (1, 2, 4, 16):
         off = (good.model(ids[:, :n], last=1) - broken.model(ids[:, :n], last=1)).abs().max()
-        print(f"{n:2} tokens: largest difference of the last logits {off:.2f} (your guess for one: {my_guess})")
+        print(f"{n:2} tokens: largest difference of the last logits {off:.2f} (your guess for 1: {my_guess})")
 B, _ = weights_of(broken, twice)
 names = {"good": M, "broken": B}
 fig = attention_maps({f"{w}: perplexity {ppl[w]:.1f}\nlayer 18, head 6": m[18][6] for w, m in names.items()}, mark=good.mark,

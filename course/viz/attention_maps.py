@@ -122,12 +122,12 @@ def matmul_bars(
 
 
 def _total(ax: Axes, y: int, counted: int, printed: int | None) -> None:
-    wrong = printed is not None and printed != counted
-    text = f"{counted}" + (f", printed {printed}" if wrong else "")
-    ax.annotate(text, (max(counted, printed or 0), y), xytext=(7, 0), textcoords="offset points", va="center",
-                fontweight="bold", color=FOIL if wrong else INK)  # fmt: skip
-    if wrong:
+    text, color = f"{counted}", INK
+    if printed is not None and printed != counted:
+        text, color = f"{counted}, printed {printed}", FOIL
         ax.plot([printed, printed], [y - 0.42, y + 0.42], color=FOIL, marker="", ls=(0, (3, 1.5)), lw=2)
+    ax.annotate(text, (max(counted, printed or 0), y), xytext=(7, 0), textcoords="offset points", va="center",
+                fontweight="bold", color=color)  # fmt: skip
 
 
 def _part_names(ax: Axes, parts: Mapping[str, int]) -> None:
@@ -162,11 +162,12 @@ def decoding_steps(
 
 
 def _figure(
-    height: float, *, rows: int = 1, columns: int = 1, claim: str, sub: str, mark: str, **shared: bool
-) -> tuple[Figure, list[Axes]]:
+    height: float, *, rows: int = 1, columns: int = 1, claim: str, sub: str, mark: str, sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, list[Axes]]:  # fmt: skip
     """A styled figure with its two lines of words."""
     style.use_style()
-    fig, axes = plt.subplots(rows, columns, figsize=(7.2, height), squeeze=False, **shared)
+    fig, axes = plt.subplots(rows, columns, figsize=(7.2, height), squeeze=False, sharex=sharex, sharey=sharey)
     style.claim(fig, claim, sub)
     _mark(fig, mark)
     return fig, list(axes.flat)
