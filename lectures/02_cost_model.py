@@ -347,7 +347,7 @@ fig = byte_bars(bars, {"weights": "ink", "gradients": "dots", "Adam": "amber", "
 show(fig, alt=f"Stacked bars in GB against a card of 32. Answering needs {GB['weights']:.0f}, training states {sum(base.values()):.0f}, with the printed activations {sum(base.values()) + printed / 1e9:.0f}, "
      f"with the score matrices {sum(bars['train, with scores'].values()):.0f}. Only the first two fit.")  # fmt: skip
 # %% [markdown]
-# So the answer of the slides, no, is right, and for a larger reason than they give. Three bytes in four are activations, and half of all are scores. Batch 1 would fit: the scores shrink with the batch, the states do not.
+# So the slides' answer, no, is right, and for a larger reason than they give: of the 165 GB, 141 are activations, and 81 of those are scores. Answering holds one layer's activations at a time. Training holds all layers', because every gradient needs the input of its matmul. With a single text instead of 32 the card would do: activations shrink with the batch, states do not.
 #
 # The red part is what unit 04 removes. Unit 05 shrinks the blue one, units 10, 11 and 15 the hatched one.
 #
@@ -397,7 +397,7 @@ fig = power_law(panels, named, ylabel="loss, nats per byte", live={"compute (FLO
 show(fig, alt=f"Two panels of loss against compute and against parameters, log x axes. Best runs fall from {data['compute'][1][0]:.2f} to {data['compute'][1][-1]:.2f} nats over {laws['compute'].high / laws['compute'].low:,.0f} times "
      f"the compute and follow the fitted law; beyond the data it is dashed. The run made now ends at {again.loss:.2f}.")  # fmt: skip
 # %% [markdown]
-# Two limits. The intervals are wide: there is one seed per run, the third blue dot on the right stands clearly off the law, and with so few sizes a floor of zero and a small exponent fit hardly better than a real floor and a large one. And outside the range it was seen in, a law says nothing; `law.covers(x)` asks. Kaplan's exponents belong to models thousands of times larger, and to tokens instead of bytes.
+# Two limits. The intervals are wide: there is one seed per run, the third blue dot on the right stands clearly off the law, and with so few sizes a floor of zero and a small exponent fit hardly better than a real floor and a large one. And outside the range it was seen in, a law says nothing; `law.covers(x)` asks. Kaplan's fit spans models up to 1.5 billion weights, and counts tokens instead of bytes.
 #
 # ## 10. Where the line loses
 # The line of section 3 is a **lower** bound, from peaks that no real mix of operations reaches. The next cell adds up one pass, part by part.
