@@ -127,9 +127,8 @@ def weights_of(lm, ids):
     """Attention weights of a causal model on `ids`, (heads, q_len, k_len) per layer; and its q, k, v."""
     with capture_qkv(lm.model) as seen, torch.no_grad():
         lm.model.residual(ids)
-    hidden = ~attn.causal_mask(ids.shape[1], ids.shape[1])
     S = [q @ attn.repeat_kv(k, q.shape[1]).mT * q.shape[-1] ** -0.5 for q, k, _ in seen.values()]
-    return [s.masked_fill(hidden, -torch.inf).softmax(-1)[0] for s in S], seen
+    return [s.masked_fill(~attn.causal_mask(*s.shape[2:]), -torch.inf).softmax(-1)[0] for s in S], seen
 
 
 line = good.ids("The zebra ate a green apple. The monkey ate a green")
@@ -251,10 +250,8 @@ for h in heads:
     sizes = transformer.TransformerConfig(vocab=8, model=64, heads=h, layers=1)
     counted["encoder"].append(count(transformer.EncoderBlock(sizes), x.float())[0])
     counted["decoder"].append(count(transformer.DecoderBlock(sizes), x.float(), z)[0])
-assert all(
-    counted[kind][-1] == sum(cost_model.block_matmuls(8, decoder=kind == "decoder").values()) for kind in counted
-)
 rows = {f"{kind}, h = 8": cost_model.block_matmuls(8, decoder=kind == "decoder") for kind in counted}
+assert [found[-1] for found in counted.values()] == [sum(row.values()) for row in rows.values()]
 for kind, seen_counts in counted.items():
     slope = (seen_counts[-1] - seen_counts[0]) // 7
     print(f"{kind}: {dict(zip(heads, seen_counts))} = {slope}h + {seen_counts[0] - slope}; your guess {my_guess[kind]}")
@@ -286,9 +283,7 @@ for N in sizes:
     flops.append(meter.flops)
     largest.append(meter.largest_bytes / 2**20)
     message.append(4 * N * d / 2**20)
-print(
-    f"your guess {my_guess}; 512 to 1,024 tokens: FLOPs x {flops[2] / flops[1]:.2f}, scores x {largest[2] / largest[1]}"
-)
+print(f"your guess {my_guess}; N 512 to 1,024: FLOPs x {flops[2] / flops[1]:.2f}, scores x {largest[2] / largest[1]}")
 fig = growth(sizes, {"score matrix": largest, "block's message": message}, label="bytes in float32", unit="MiB",
     claim="Twice the text, four times the score matrix, exactly",
     sub="One encoder block, 8 heads, width 64. Red: largest tensor. Blue: what goes to the next block.")  # fmt: skip

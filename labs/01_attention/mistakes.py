@@ -346,6 +346,18 @@ def causal_not_passed_on(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context
     return joined(out, w_o)
 
 
+@mistake(
+    "multi_head",
+    says="Right while the text and its context are equally long. Otherwise your causal mask starts in the first corner, "
+    "as PyTorch's `is_causal` does; question 2 puts the last query at the last key.",
+)
+def causal_from_the_first_key(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=None, causal=False):
+    c, n = x if context is None else context, kv_heads or heads
+    q, k, v = cut(x @ w_q, heads), shared(cut(c @ w_k, n), heads), shared(cut(c @ w_v, n), heads)
+    s = scores_of(q, k)
+    return joined(attend(s, both(s, causal, None, shift=0), v), w_o)
+
+
 # ------------------------------------------------------------------------------------------------------- rope
 
 
