@@ -17,6 +17,9 @@ import pytest
 
 pytest.importorskip("anywidget")
 
+from course.notebooks import build, open_source
+from course.notebooks.build import to_text
+from course.notebooks.execute import attach, execute
 from course.viz import count_tiles
 from course.viz.widgets import FlashTiles, OnlineSoftmaxStepper, page
 from course.viz.widgets.explorable import HERE, bundle
@@ -286,10 +289,10 @@ def test_a_bundle_is_one_module_without_imports(name):
     """Node accepts it as a module: no file to fetch, no name declared twice, and it exports `render`."""
     text = bundle(name)
     assert "import " not in re.sub(r"//.*", "", text) and text.count("export ") == 1
-    check = "const url = 'data:text/javascript;base64,' + btoa(unescape(encodeURIComponent(given)));"
-    code = f"const answer = (given) => given; const given0 = {json.dumps(text)}; {check.replace('given', 'given0')}"
-    code += "const module = await import(url); if (typeof module.default.render !== 'function') throw new Error('no render');"
-    assert javascript(code, 1) == 1
+    code = """
+    const module = await import("data:text/javascript;base64," + Buffer.from(TEXT).toString("base64"));
+    const answer = () => typeof module.default.render;""".replace("TEXT", json.dumps(text))
+    assert javascript(code) == "function"
 
 
 @pytest.mark.parametrize("make", WIDGETS.values(), ids=WIDGETS)
@@ -320,6 +323,30 @@ def test_what_travels_to_the_browser_is_small():
     assert len(state) < 60_000
 
 
+def test_a_row_travels_as_given_masked_keys_included():
+    """Rounded to four decimals, -inf as a word: JSON has none, and the field in the browser reads the same text."""
+    widget = OnlineSoftmaxStepper({"a": [-math.inf, 1.00004, 2]})
+    assert widget.options() == {"rows": {"a": "-inf 1.0 2.0"}, "start": "a"}
+    assert "a: 3 scores, new maxima: 2" in widget.alt()
+
+
+@pytest.mark.slow
+def test_a_widget_is_alive_in_a_committed_notebook(tmp_path):
+    """Code, style and options stand in the notebook, under ids that a second run gives again."""
+    folder = Path(__file__).parent / "data" / "lectures"
+    text = (folder / "00_tiny.py").read_text(encoding="utf-8")
+    cell = "\n# %% [markdown]\n# Step.\n# %%\nfrom course.viz.widgets import FlashTiles\n\nFlashTiles(64, block_q=16)\n"
+    (tmp_path / "00_tiny.py").write_text(text + cell, encoding="utf-8")
+    source = open_source(tmp_path / "00_tiny.py")
+    first, second = build(source), build(source)
+    for notebook in (first, second):
+        execute(notebook, source, lambda _: None)
+    assert to_text(first) == to_text(second) == to_text(attach(build(source), first))
+    view = first.cells[-1].outputs[0].data["application/vnd.jupyter.widget-view+json"]
+    state = first.metadata.widgets["application/vnd.jupyter.widget-state+json"].state[view.model_id].state
+    assert state.settings.n == 64 and "export default" in state["_esm"] and ".cw" in state["_css"]
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -344,7 +371,8 @@ PRESS = """
 const stage = document.querySelector(".cw-stage");
 stage.focus();
 for (const key of {keys}) stage.dispatchEvent(new KeyboardEvent("keydown", {{ key, bubbles: true, cancelable: true }}));
-const number = (label) => [...document.querySelectorAll("dt")].find((dt) => dt.textContent === label).nextSibling.textContent;
+const labelled = (label) => [...document.querySelectorAll("dt")].find((dt) => dt.textContent === label);
+const number = (label) => labelled(label).nextSibling.textContent;
 document.title = JSON.stringify([document.querySelector(".cw-live").textContent, ...{labels}.map(number)]);
 </script></body>"""
 

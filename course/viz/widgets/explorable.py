@@ -1,4 +1,4 @@
-"""What the explorables share: one ES module made of several files, one style sheet, and words for readers without either."""
+"""What the explorables share: one ES module made of several files, one style sheet, words where neither is run."""
 
 import re
 from pathlib import Path

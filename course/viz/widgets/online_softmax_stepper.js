@@ -7,7 +7,7 @@ const HEIGHT = 210;
 const EDGE = { left: 40, right: 14, top: 14, bottom: 26 };
 
 function render({ model, el }) {
-  const given = Object.entries(model.get("rows")).map(([key, row]) => [key, row.map((z) => (z === "-inf" ? -Infinity : z))]);
+  const given = Object.entries(model.get("rows")).map(([key, row]) => [key, parseScores(row).scores]);
   const streams = { ...Object.fromEntries(given), ...PRESETS };
   const begin = model.get("start") in streams ? model.get("start") : Object.keys(streams)[0];
   let name = begin;
@@ -52,7 +52,7 @@ function render({ model, el }) {
     scores = newScores;
     const names = Object.keys(streams);
     setOptions(stream, (name === OWN ? [...names, OWN] : names).map((key) => [key, key]), name);
-    editor.value = scores.map((score) => (score === -Infinity ? "-inf" : score)).join(", ");
+    editor.value = scores.join(", ").replaceAll("Infinity", "inf");
     load(null);
   }
 

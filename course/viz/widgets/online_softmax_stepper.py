@@ -27,21 +27,23 @@ class OnlineSoftmaxStepper(Explorable):
         super().__init__(rows=given, start=start or next(iter(given), "random"))
 
     def alt(self) -> str:
-        rows = "; ".join(f"{name}: {len(row):,} scores, new maxima: {_maxima(row)}" for name, row in self.rows.items())
-        return f"Explorable: one-pass softmax, key by key. {rows or 'Six made-up streams of 8 to 16 scores.'}"
+        rows = [(name, [float(score) for score in row.split()]) for name, row in self.rows.items()]
+        words = [f"{name}: {len(row):,} scores, new maxima: {_maxima(row)}" for name, row in rows]
+        return f"Explorable: one-pass softmax, key by key. {'; '.join(words) or 'Six streams of 8 to 16 scores.'}"
 
 
-def _scores(name: str, row: Iterable[float]) -> list[float | str]:
+def _scores(name: str, row: Iterable[float]) -> str:
+    """The scores as one text: shorter than a list in a notebook's JSON, and it can say -inf."""
     scores = [float(score) for score in row]
     if not 1 <= len(scores) <= MOST_SCORES:
         raise ValueError(f"{name}: {len(scores)} scores; give 1 to {MOST_SCORES:,}, one query's row.")
     if bad := [score for score in scores if math.isnan(score) or score == math.inf]:
         raise ValueError(f"{name}: holds {bad[0]}; a score is a number, or -inf for a masked key.")
-    return ["-inf" if score == -math.inf else round(score, DECIMALS) for score in scores]  # JSON knows no infinity
+    return " ".join(str(round(score, DECIMALS)) for score in scores)
 
 
-def _maxima(row: Iterable[float | str]) -> int:
+def _maxima(row: Iterable[float]) -> int:
     found, largest = 0, -math.inf
-    for score in map(float, row):
+    for score in row:
         found, largest = found + (score > largest), max(largest, score)
     return found
