@@ -348,8 +348,8 @@ def causal_not_passed_on(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context
 
 @mistake(
     "multi_head",
-    says="Right while the text and its context are equally long. Otherwise your causal mask starts in the first corner, "
-    "as PyTorch's `is_causal` does; question 2 puts the last query at the last key.",
+    says="Right while the text and its context are equally long. Otherwise your causal mask starts in the first "
+    "corner, as PyTorch's `is_causal` does; question 2 puts the last query at the last key.",
 )
 def causal_from_the_first_key(x, w_q, w_k, w_v, w_o, *, heads, kv_heads=None, context=None, causal=False):
     c, n = x if context is None else context, kv_heads or heads
