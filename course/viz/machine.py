@@ -33,8 +33,8 @@ def machine_roof(dots: Dots, *, flop_per_s: float, bytes_per_s: float, claim: st
         ax.plot(at, rate / 1e9, marker=marker, ms=8, color=color, ls="")
         ahead = any(at < x <= 12 * at and 0.4 < y / rate < 2.5 for x, y, _ in dots.values())  # its name would be met
         ax.annotate(
-            name, (at, rate / 1e9), xytext=(8, -14 if ahead else -3), textcoords="offset points", color=color, fontsize=9,
-            fontweight="bold", va="top", bbox={"boxstyle": "round,pad=0.1", "facecolor": PAPER, "edgecolor": "none"},
+            name, (at, rate / 1e9), xytext=(8, -14 if ahead else -3), textcoords="offset points", color=color,
+            fontsize=9, fontweight="bold", va="top", bbox={"boxstyle": "round,pad=0.1", "facecolor": PAPER, "edgecolor": "none"},
         )  # fmt: skip
     ax.set(xscale="log", yscale="log", xlim=(lo, hi), ylim=(min(ys) / 9, max(top, *ys) * 2.6))
     ax.set(xlabel="arithmetic per byte from main memory (FLOP/B)", ylabel="GFLOP/s")

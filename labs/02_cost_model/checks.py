@@ -88,7 +88,7 @@ class RowsToSaturate:
 class WhichClaim:
     """`which_claim` recomputes what is printed about training memory, and names what does not follow."""
 
-    equivalent = {  # noqa: RUF012
+    equivalent = {
         "which_claim:*:comparison": "no printed number is off by exactly 5 %",
         "which_claim:*:swapped": "a distance has no direction",
     }
