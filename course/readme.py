@@ -7,13 +7,17 @@
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from course.audit import VERDICTS, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TARGET = re.compile(r"^([a-z0-9]+):[^#\n]*## (.+)$", re.MULTILINE)
 LECTURE_TITLE = re.compile(r"^# # \d\d · (.+)$", re.MULTILINE)
+MISTAKE = re.compile(r"^@mistake\(", re.MULTILINE)
 LECTURE_MINUTES = re.compile(r"\*\*Time\*\* (\d+) min")
 
 
@@ -44,6 +48,30 @@ def units(root: Path) -> str:
     return table(["unit", "read", "do", "questions", "points"], rows)
 
 
+def coverage(root: Path) -> str:
+    """One row a unit that exists: what it covers, what is graded, what the checks recognise, what was audited."""
+    folder = root / "course" / "claims"
+    records = read_records(folder) if folder.is_dir() else []
+    slugs = {path.stem for path in (root / "lectures").glob("[0-9]*.py")}
+    slugs |= {path.parent.name for path in (root / "labs").glob("[0-9]*/lab.toml")}
+    rows = []
+    for slug in sorted(slugs):
+        own = [record for record in records if record.unit == slug]
+        lab = root / "labs" / slug
+        toml = lab / "lab.toml"
+        settings = tomllib.loads(toml.read_text(encoding="utf-8")) if toml.is_file() else {}
+        graded = settings.get("questions", {}).values()
+        mistakes = lab / "mistakes.py"
+        known = len(MISTAKE.findall(mistakes.read_text(encoding="utf-8"))) if mistakes.is_file() else 0
+        counts = Counter(record.expect for record in own)
+        rows.append([
+            slug[:2], ", ".join(str(row) for row in sorted({record.row for record in own})),
+            str(len(graded)), str(sum(question["points"] for question in graded)), str(known),
+            ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]),
+        ])  # fmt: skip
+    return table(["unit", "rows", "questions", "points", "mistakes it names", "numbers of the source lectures"], rows)
+
+
 def targets(root: Path) -> list[tuple[str, str]]:
     """(name, what it does) of each documented target of the Makefile."""
     return TARGET.findall((root / "Makefile").read_text(encoding="utf-8"))
@@ -53,7 +81,7 @@ def commands(root: Path) -> str:
     return table(["command", "what it does"], [[f"`make {name}`", says] for name, says in targets(root)])
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"units": units, "commands": commands}
+BLOCKS: dict[str, Callable[[Path], str]] = {"units": units, "coverage": coverage, "commands": commands}
 
 
 def rendered(root: Path) -> str:
