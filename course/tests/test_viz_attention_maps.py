@@ -115,6 +115,10 @@ def test_a_step_of_decoding_names_its_candidates_and_marks_the_chosen():
 
 
 FIGURES = {
+    "two maps": lambda **k: attention_maps({"a head\nbelow": causal(80), "another\nbelow": causal(80)}, **WORDS, **k),
+    "three maps": lambda **k: attention_maps(
+        {f"head {i}\nbelow": causal(80) for i in range(3)}, sink=torch.rand(30, 9), **WORDS, **k
+    ),
     "lookup": lambda **k: lookup(["a", "b"], {"a head": [0.2, 0.8]}, **WORDS, **k),
     "attention_maps": lambda **k: attention_maps({"a head": causal(5)}, sink=torch.rand(3, 2), **WORDS, **k),
     "matmul_bars": lambda **k: matmul_bars({"encoder": ENCODER}, **WORDS, **k),
@@ -136,3 +140,16 @@ def test_figures_of_the_same_data_have_the_same_bytes(name):
     first = to_png(FIGURES[name]())
     torch.manual_seed(0)
     assert to_png(FIGURES[name]()) == first
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_cut_off_at_the_edge(name):
+    """Axes with their labels lie inside the figure; what sticks out is lost in the PNG."""
+    fig = FIGURES[name]()
+    fig.canvas.draw()
+    width, height = fig.get_size_inches() * fig.dpi
+    for ax in fig.axes:
+        box = ax.get_tightbbox()
+        assert min(box.x0, box.y0) >= -1
+        assert box.x1 <= width + 1
+        assert box.y1 <= height + 1

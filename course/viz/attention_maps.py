@@ -55,7 +55,7 @@ def attention_maps(maps: Mapping[str, Any], *, sink: Any = None, claim: str, sub
     """
     columns = len(maps)
     size = min(7.2 / columns, 2.9)  # inches of one square map with its labels
-    height = 1.25 + size + (1.55 if sink is not None else 0.0)
+    height = 1.25 + size + (1.55 if sink is not None else 0.3)
     style.use_style()
     fig = plt.figure(figsize=(7.2, height))
     style.claim(fig, claim, sub)
