@@ -46,6 +46,16 @@ def test_every_dot_stands_where_it_was_measured_and_has_its_name():
     assert left < 0.1 and right > 100 and low < 0.001 and high > 100
 
 
+def test_names_of_neighbours_do_not_lie_on_each_other():
+    """A name that would meet the next dot's name steps down."""
+    dots = {"scores, 9 heads": (28.0, 9e10, "hero"), "LM head, 512 rows": (136.0, 1.4e11, "hero")}
+    far = {"scale ten": (0.1, 4e6, "alt")}  # so that a decade takes few points
+    fig = machine_roof(dots | far, flop_per_s=1.8e11, bytes_per_s=1.3e10, **WORDS)
+    fig.canvas.draw()
+    left, right = (t.get_window_extent() for t in fig.axes[0].texts if t.get_text() in dots)
+    assert not left.overlaps(right)
+
+
 def test_toy_weights_are_marked():
     """A figure made without the real model says so."""
     assert "toy weights" in [text.get_text() for text in roof(mark="toy weights").texts]

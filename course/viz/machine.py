@@ -32,10 +32,9 @@ def machine_roof(dots: Dots, *, flop_per_s: float, bytes_per_s: float, claim: st
         color, marker, _ = ROLES[role]
         ax.plot(at, rate / 1e9, marker=marker, ms=8, color=color, ls="")
         ahead = any(at < x <= 12 * at and 0.4 < y / rate < 2.5 for x, y, _ in dots.values())  # its name would be met
-        ax.annotate(
-            name, (at, rate / 1e9), xytext=(8, -14 if ahead else -3), textcoords="offset points", color=color,
-            fontsize=9, fontweight="bold", va="top", bbox={"boxstyle": "round,pad=0.1", "facecolor": PAPER, "edgecolor": "none"},
-        )  # fmt: skip
+        card = {"boxstyle": "round,pad=0.1", "facecolor": PAPER, "edgecolor": "none"}
+        ax.annotate(name, (at, rate / 1e9), xytext=(8, -14 if ahead else -3), textcoords="offset points", color=color,
+                    fontsize=9, fontweight="bold", va="top", bbox=card)  # fmt: skip
     ax.set(xscale="log", yscale="log", xlim=(lo, hi), ylim=(min(ys) / 9, max(top, *ys) * 2.6))
     ax.set(xlabel="arithmetic per byte from main memory (FLOP/B)", ylabel="GFLOP/s")
     ax.text(hi, top * 1.1, f"{top:,.0f} GFLOP/s ", ha="right", va="bottom", color=INK, fontsize=9)
