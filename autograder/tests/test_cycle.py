@@ -17,10 +17,7 @@ from autograder.synthetic import Classroom
 SETTINGS = Path(__file__).resolve().parents[2] / "course" / "nbgrader_config.py"
 CLASS = ("perfect", "empty", "duplicated", "markup", "no-notebook")
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.filterwarnings("ignore:Object of type:sqlalchemy.exc.SAWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Object of type:sqlalchemy.exc.SAWarning")
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,6 @@ def short_class(monkeypatch):
     monkeypatch.setattr(Classroom, "students", lambda self: [s for s in make(self) if s.name in wanted])
 
 
-@pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore:Object of type:sqlalchemy.exc.SAWarning")
 def test_a_rehearsal_without_faults_ends_with_zero(in_process, short_class, tiny, monkeypatch, capsys):
     """A table with expected and recorded scores, and the tier's worth."""
@@ -141,7 +140,6 @@ class Rehearsal_settings:  # noqa: N801  (stands for a Course: only its root is 
     root = SETTINGS
 
 
-@pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore:Object of type:sqlalchemy.exc.SAWarning")
 def test_a_rehearsal_with_a_wrong_expectation_ends_with_one(
     in_process, short_class, tiny, monkeypatch, tmp_path, capsys

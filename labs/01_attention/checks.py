@@ -183,14 +183,18 @@ class Greedy:
 
     def drive(self, answer, case):
         table, out, ids, new_tokens, stop = case.args
-        read = []
+        read = []  # what the model was shown, call by call
 
-        def next_logits(ids):
-            read.append(ids.tolist())  # what the model was shown, call by call
-            speed = 1 + 0.7 * torch.arange(ids.shape[1], dtype=table.dtype)
-            return (table[ids] * speed[:, None]).cumsum(1) @ out
+        class NextLogits:
+            def __call__(self, ids):
+                read.append(ids.tolist())
+                speed = 1 + 0.7 * torch.arange(ids.shape[1], dtype=table.dtype)
+                return (table[ids] * speed[:, None]).cumsum(1) @ out
 
-        return answer(next_logits, ids, new_tokens, stop), read
+            def __repr__(self):  # no address: who keeps results by the name of the model keeps those of another one
+                return "next_logits"
+
+        return answer(NextLogits(), ids, new_tokens, stop), read
 
 
 @question("count_matmuls", oracle="reference:count_matmuls")
