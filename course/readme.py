@@ -4,6 +4,7 @@
 `--check` only compares, for CI.
 """
 
+import json
 import re
 import sys
 import tomllib
@@ -72,6 +73,25 @@ def coverage(root: Path) -> str:
     return table(["unit", "rows", "questions", "points", "mistakes it names", "numbers of the source lectures"], rows)
 
 
+def measured(root: Path) -> str:
+    """Figures of committed results, with the machine and the command that measures them anew."""
+    rows = []
+    for path in sorted((root / "refimpl" / "bench" / "results").glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for row in result["rows"]:
+            if row.get("implementation") == "tiled" and row.get("causal"):
+                where = (
+                    f"{result['provenance']['device']}, {result['threads']} thread(s), {result['provenance']['date']}"
+                )
+                rows.append([
+                    f"tiled causal attention, plain PyTorch, {result['shape']['seq']:,} tokens",
+                    f"1/{row['memory_under_naive']:.0f} of naive attention's extra memory, "
+                    f"{row['time_over_sdpa']:.2f} times the time of PyTorch's fused one",
+                    where, "`make bench`",
+                ])  # fmt: skip
+    return table(["what", "figure", "where", "command"], rows)
+
+
 def targets(root: Path) -> list[tuple[str, str]]:
     """(name, what it does) of each documented target of the Makefile."""
     return TARGET.findall((root / "Makefile").read_text(encoding="utf-8"))
@@ -81,7 +101,12 @@ def commands(root: Path) -> str:
     return table(["command", "what it does"], [[f"`make {name}`", says] for name, says in targets(root)])
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"units": units, "coverage": coverage, "commands": commands}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "units": units,
+    "coverage": coverage,
+    "measured": measured,
+    "commands": commands,
+}
 
 
 def rendered(root: Path) -> str:

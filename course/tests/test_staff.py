@@ -187,3 +187,13 @@ def test_the_coverage_table_counts_what_the_tree_holds(tmp_path):
         course__claims__03_a_dot_toml="[[claim]]\n" + "\n".join(f"{k} = {json.dumps(v)}" for k, v in record.items()),
     )
     assert readme.coverage(tmp_path).splitlines()[2] == "| 03 | 5 | 1 | 2 | 2 | 1 reproduced |"
+
+
+def test_measured_figures_come_from_committed_results(tmp_path):
+    """With the machine and the command; a result of another form gives no row."""
+    row = {"implementation": "tiled", "causal": True, "memory_under_naive": 130.9, "time_over_sdpa": 1.52}
+    result = {"provenance": {"device": "a CPU", "date": "2027-01-01"}, "shape": {"seq": 8192}, "threads": 1}
+    plant(tmp_path, refimpl__bench__results__a_dot_json=json.dumps({**result, "rows": [row, {**row, "causal": False}]}))
+    (line,) = readme.measured(tmp_path).splitlines()[2:]
+    assert "8,192 tokens | 1/131 of naive" in line and "1.52 times" in line
+    assert "a CPU, 1 thread(s), 2027-01-01 | `make bench`" in line
