@@ -8,7 +8,7 @@ import sys
 import zlib
 from typing import Any
 
-from autograder import feedback
+from autograder import feedback, ledger
 from autograder.checks import Outcome, call_in_place, examine, hand_over
 from autograder.labs import Lab, LabError, close_names, find_lab
 from autograder.question import Case, Question
@@ -67,7 +67,7 @@ class AnswerInPlace:
 
 
 class StudentLab:
-    """A lab opened in a notebook: `check`, `hint`, `solution`, `status`."""
+    """A lab opened in a notebook: `check`, `hint`, `solution`, `record`, `status`."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -113,8 +113,20 @@ class StudentLab:
         source = self._lab.solution(name)
         return Shown(source, f"```python\n{source}\n```", "text/markdown")
 
+    def record(
+        self, *, what: str, memory: ledger.Amount, flops: ledger.Amount, bytes: ledger.Amount, time: ledger.Amount,
+        quality: ledger.Amount, sentence: str,
+    ) -> Shown:  # fmt: skip
+        """Put this lab's row into the student's ledger; shows the whole of it."""
+        path = ledger.path_for(self._lab.slug)
+        row = ledger.Row(self._lab.slug, what, memory, flops, bytes, time, quality, sentence)
+        said = ledger.record(path, row)
+        return Shown(
+            "\n".join(filter(None, [said, ledger.as_text(path)])), f"{html.escape(said)}{ledger.as_html(path)}"
+        )
+
     def status(self) -> Shown:
-        """Points so far, by the visible cases of this session."""
+        """Points so far, by the visible cases of this session, and the ledger."""
         rows = [self._row(name) for name in self._lab.questions]
         total = sum(report.earned for report in self._reports.values())
         possible = sum(info.points for info in self._lab.questions.values())
@@ -125,7 +137,16 @@ class StudentLab:
             for name, state, points in rows
         )
         table = f"<table><caption>{html.escape(head)}</caption><tr><th>question</th><th>state</th><th>points</th></tr>"
-        return Shown(text, f"{table}{cells}</table>")
+        book = self._ledger()
+        return Shown(f"{text}\nLedger:\n{book.text}" if book.text else text, f"{table}{cells}</table>{book.rich}")
+
+    def _ledger(self) -> Shown:
+        """All rows; a file that is broken is said and does not hide the points."""
+        path = ledger.path_for(self._lab.slug)
+        try:
+            return Shown(ledger.as_text(path), ledger.as_html(path))
+        except ledger.LedgerError as error:
+            return Shown(str(error), f"<p>{html.escape(str(error))}</p>")
 
     def _row(self, name: str) -> tuple[str, str, str]:
         info = self._lab.questions[name]

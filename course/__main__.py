@@ -9,6 +9,8 @@ VERBS = {
     "doctor": ("course.doctor", "is this machine ready? one fix per problem"),
     "notebooks": ("course.notebooks", "build stale notebooks from their .py sources; --check only reports"),
     "models": ("course.models", "fetch the pinned model and text packages"),
+    "audit": ("course.audit", "recompute the numbers of the source lectures; --check only reports"),
+    "syllabus": ("course.syllabus", "rewrite syllabus.md from the labs and the dates; --check only reports"),
     "readme": ("course.readme", "rewrite the generated tables of README.md; --check only reports"),
 }
 

@@ -4,16 +4,21 @@
 `--check` only compares, for CI.
 """
 
+import json
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from course.audit import VERDICTS, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TARGET = re.compile(r"^([a-z0-9]+):[^#\n]*## (.+)$", re.MULTILINE)
 LECTURE_TITLE = re.compile(r"^# # \d\d · (.+)$", re.MULTILINE)
+MISTAKE = re.compile(r"^@mistake\(", re.MULTILINE)
 LECTURE_MINUTES = re.compile(r"\*\*Time\*\* (\d+) min")
 
 
@@ -44,6 +49,49 @@ def units(root: Path) -> str:
     return table(["unit", "read", "do", "questions", "points"], rows)
 
 
+def coverage(root: Path) -> str:
+    """One row a unit that exists: what it covers, what is graded, what the checks recognise, what was audited."""
+    folder = root / "course" / "claims"
+    records = read_records(folder) if folder.is_dir() else []
+    slugs = {path.stem for path in (root / "lectures").glob("[0-9]*.py")}
+    slugs |= {path.parent.name for path in (root / "labs").glob("[0-9]*/lab.toml")}
+    rows = []
+    for slug in sorted(slugs):
+        own = [record for record in records if record.unit == slug]
+        lab = root / "labs" / slug
+        toml = lab / "lab.toml"
+        settings = tomllib.loads(toml.read_text(encoding="utf-8")) if toml.is_file() else {}
+        graded = settings.get("questions", {}).values()
+        mistakes = lab / "mistakes.py"
+        known = len(MISTAKE.findall(mistakes.read_text(encoding="utf-8"))) if mistakes.is_file() else 0
+        counts = Counter(record.expect for record in own)
+        rows.append([
+            slug[:2], ", ".join(str(row) for row in sorted({record.row for record in own})),
+            str(len(graded)), str(sum(question["points"] for question in graded)), str(known),
+            ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]),
+        ])  # fmt: skip
+    return table(["unit", "rows", "questions", "points", "mistakes it names", "numbers of the source lectures"], rows)
+
+
+def measured(root: Path) -> str:
+    """Figures of committed results, with the machine and the command that measures them anew."""
+    rows = []
+    for path in sorted((root / "refimpl" / "bench" / "results").glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for row in result["rows"]:
+            if row.get("implementation") == "tiled" and row.get("causal"):
+                where = (
+                    f"{result['provenance']['device']}, {result['threads']} thread(s), {result['provenance']['date']}"
+                )
+                rows.append([
+                    f"tiled causal attention, plain PyTorch, {result['shape']['seq']:,} tokens",
+                    f"1/{row['memory_under_naive']:.0f} of naive attention's extra memory, "
+                    f"{row['time_over_sdpa']:.2f} times the time of PyTorch's fused one",
+                    where, "`make bench`",
+                ])  # fmt: skip
+    return table(["what", "figure", "where", "command"], rows)
+
+
 def targets(root: Path) -> list[tuple[str, str]]:
     """(name, what it does) of each documented target of the Makefile."""
     return TARGET.findall((root / "Makefile").read_text(encoding="utf-8"))
@@ -53,7 +101,12 @@ def commands(root: Path) -> str:
     return table(["command", "what it does"], [[f"`make {name}`", says] for name, says in targets(root)])
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"units": units, "commands": commands}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "units": units,
+    "coverage": coverage,
+    "measured": measured,
+    "commands": commands,
+}
 
 
 def rendered(root: Path) -> str:

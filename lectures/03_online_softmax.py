@@ -215,7 +215,13 @@ show(fig, alt=f"Two scatter plots of 1,024 attention scores by key position, wit
      "flat ever after.")  # fmt: skip
 print(f"your guesses {my_guess}, measured {early} and {late}")
 # %% [markdown]
-# Layer 0 likes recent keys, so new maxima keep coming. In layer 22 the first key is the **sink** you met in unit 01. It outscores everything, and the unit never changes again. Is that one lucky head? Here are all 270.
+# Layer 0 likes recent keys, so new maxima keep coming. In layer 22 the first key is the **sink** you met in unit 01. It outscores everything, and the unit never changes again. The next cell is the same figure, key by key: the ring button jumps to the next new maximum. Which of its made-up streams changes the unit most often?
+# %%
+from course.viz.widgets import OnlineSoftmaxStepper
+
+OnlineSoftmaxStepper({"layer 0, head 4": scores[0, 4], "layer 22, head 0": scores[22, 0]})
+# %% [markdown]
+# Rising scores do: every key converts. Back to the model. Was layer 22 one lucky head? Here are all 270.
 # %%
 harmonic = sum(1 / k for k in range(1, 1025))
 once = (changes[12:] == 1).float().mean()
@@ -373,7 +379,7 @@ print(
     f"your guess {my_guess!r}; layer 0, head 4: {ratio[0, 4]:.2f} times too large; layer 22, head 0: {ratio[22, 0]:.2f}"
 )
 # %% [markdown]
-# The slip is invisible wherever the sink comes first, since a unit that never changes needs no conversion. A test on one late layer would pass it. Test on rising scores.
+# The slip is invisible wherever the sink comes first, since a unit that never changes needs no conversion. A test on one late layer would pass it. Test on rising scores. (The stepper of section 5 makes this slip too, if you tick *forget the conversion*.)
 #
 # *Read next*: Milakov and Gimelshein, section 3, where the proof is an induction and the parallel form is our merge. Rabe and Staats, section 2, for attention without the matrix. A fix in a production kernel, [MSLK #242](https://github.com/meta-pytorch/MSLK/pull/242), where a skipped conversion left two units in one sum and images came out degraded.
 #

@@ -242,8 +242,12 @@ counted = "; ".join(f"{a} by {b}: {text}" for (a, b), text in maps.items())
 show(fig, alt=f"Three tile maps of a 512 by 512 causal score matrix. {counted}. Tiles above the diagonal are skipped.")
 print(f"your guess: {my_guess}")
 # %% [markdown]
-# Square tiles waste half as much; tall ones fetch K and V for twice as many queries at a time. Change the shapes in the cell above, set $B_r$ to 256, and watch the red numbers.
-#
+# Square tiles waste half as much; tall ones fetch K and V for twice as many queries at a time. The next cell steps through N = 1,024, one tile at a time. Set $B_r$ to 256, then to 512: bytes fall until the tiles no longer fit. Then swap the loops.
+# %%
+from course.viz.widgets import FlashTiles
+
+FlashTiles(n=1024, dim=64, block_q=128, block_k=128, sram_kib=192)
+# %% [markdown]
 # > **Rule.** Beyond the causal triangle you pay $N \cdot \max(B_r, B_c)/2$ pairs (one side dividing the other); for K and V you pay about $N^2 d / B_r$ elements.
 #
 # ## 6. Three predictions

@@ -34,8 +34,9 @@ class Notebook:
 
 
 @pytest.fixture
-def notebook(monkeypatch):
+def notebook(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_LABS", str(TINY))
+    monkeypatch.setenv("COURSE_LEDGER", str(tmp_path / "ledger.json"))
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "1"))
     return Notebook()
 
@@ -115,6 +116,23 @@ def test_status_adds_up_what_was_checked(notebook):
     html = shown._repr_mimebundle_()["text/html"]
     assert html.count("<tr>") == 4
     assert "<caption>Tiny: 4 of 12 points" in html
+
+
+def test_the_ledger_is_filled_from_a_cell_and_shown_with_the_status(notebook, tmp_path):
+    """One row per lab; before the first row the status has no ledger; a broken file does not hide the points."""
+    assert "Ledger" not in notebook.show("lab.status()").text
+    amounts = 'what="spread", memory=1, flops=2, bytes=3, time=0.5, quality="exact"'
+    assert notebook.show(f'lab.record({amounts}, sentence="bought …")').text.startswith("Not recorded yet: sentence")
+    shown = notebook.show(f'lab.record({amounts}, sentence="bought time")')
+    assert shown.text.splitlines() == [
+        "00_tiny: recorded in ledger.json.",
+        "00_tiny | spread | 1 | 2 | 3 | 0.5 | exact | bought time",
+    ]
+    assert notebook.show("lab.status()").text.endswith("Ledger:\n" + shown.text.splitlines()[1])
+    assert "<caption>Your ledger</caption>" in notebook.show("lab.status()")._repr_mimebundle_()["text/html"]
+    (tmp_path / "ledger.json").write_text("{", encoding="utf-8")
+    broken = notebook.show("lab.status()").text
+    assert broken.startswith("Tiny: 0 of 12 points") and "is no ledger" in broken
 
 
 def test_what_a_machine_lacks_is_said_and_is_no_pass(notebook, monkeypatch):

@@ -5,6 +5,7 @@ change without a new run; one changed character of code makes the outputs stale.
 """
 
 import hashlib
+import json
 import os
 import re
 import sys
@@ -12,16 +13,18 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbformat.notebooknode import NotebookNode
+from nbformat.notebooknode import NotebookNode, from_dict
 from traitlets.config import Config
 
 from course.notebooks.sources import REPOSITORY, NotebookError, Problem, Source
 
 TIMEOUT_S = 120.0  # for one whole notebook on two cores
 STAMP = "outputs_sha256"
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 # The committed outputs are those of a CPU with one thread: the machine every reader has.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
 MACHINE = (
@@ -52,7 +55,9 @@ def attach(notebook: NotebookNode, executed: NotebookNode) -> NotebookNode:
     for count, (cell, donor) in enumerate(zip(cells, donors, strict=True), start=1):
         cell.outputs, cell.execution_count = donor.outputs, count
         _finish(cell, count)
-    notebook.metadata[STAMP] = executed.metadata[STAMP]
+    for key in (STAMP, "widgets"):
+        if key in executed.metadata:
+            notebook.metadata[key] = executed.metadata[key]
     return notebook
 
 
@@ -72,7 +77,7 @@ def execute(
             kernel_name="python3",
             coalesce_streams=True,
             record_timing=False,
-            store_widget_state=False,
+            store_widget_state=True,
             resources={"metadata": {"path": str(source.folder)}},
             config=_kernel_config(home),
         )
@@ -81,6 +86,8 @@ def execute(
                 seconds = time.monotonic() - start
                 progress(f"cell {number}/{len(notebook.cells)}, {seconds:.0f} s")
                 _run_cell(client, source, number, timeout_s - seconds, timeout_s)
+            client.set_widgets_metadata()
+    _number_widgets(notebook)
     for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
         cell.execution_count = count
         _finish(cell, count)
@@ -128,6 +135,26 @@ def _finish(cell: NotebookNode, count: int) -> None:
             output["execution_count"] = count
         if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
             cell.metadata["mystnb"] = {"image": {"alt": alt}}
+
+
+def _number_widgets(notebook: NotebookNode) -> None:
+    """Give each widget a running number for an id, in outputs and state: a new run would draw other ids.
+
+    The state stays in the notebook, so that a widget whose logic is JavaScript works before anything has run.
+    """
+    kept = notebook.metadata.get("widgets")
+    if kept is None:
+        return
+    new = {old: f"{number:032x}" for number, old in enumerate(kept[WIDGET_STATE]["state"], start=1)}
+
+    def renamed(node: NotebookNode | list[NotebookNode]) -> Any:
+        text = re.sub("|".join(new), lambda found: new[found[0]], json.dumps(node))
+        return from_dict(json.loads(text))
+
+    notebook.metadata["widgets"] = renamed(kept)
+    for cell in notebook.cells:
+        if cell.get("outputs"):
+            cell.outputs = renamed(cell.outputs)
 
 
 def _without_machine(notebook: NotebookNode) -> NotebookNode:

@@ -1,7 +1,9 @@
 """Figures and how to show them: plain data in, an Axes or a Figure out; only `show` displays."""
 
+from course.viz.attention_maps import attention_maps, decoding_steps, lookup, matmul_bars
 from course.viz.bytes import against, byte_bars, roofline
 from course.viz.display import show
+from course.viz.machine import floors, machine_roof, power_law
 from course.viz.style import (
     ALT,
     AMBER,
@@ -34,17 +36,24 @@ __all__ = [
     "PAPER",
     "RULE",
     "against",
+    "attention_maps",
     "binary",
     "by_layer",
     "byte_bars",
     "cash_box",
     "claim",
     "count_tiles",
+    "decoding_steps",
     "exactness",
+    "floors",
     "growth",
     "label_ends",
     "log2_axis",
+    "lookup",
+    "machine_roof",
+    "matmul_bars",
     "note",
+    "power_law",
     "roofline",
     "row_maxima",
     "running_max",

@@ -1,0 +1,199 @@
+"""The handbook and the front page: every command, file, setting and link in them exists."""
+
+import functools
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nbgrader.api import Gradebook
+
+from course import frontpage, readme
+from course.__main__ import VERBS
+from course.tests.test_docs import CODE
+from course.tests.tree import ROOT, plant
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "course" / "staff").glob("*.md"))]
+FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
+ANCHOR = re.compile(r"\]\(([^)#\s]*)#([^)\s]+)\)")
+SETTING = re.compile(r"\[([a-z]+)\]")
+NBGRADER_MAKES = (
+    "course/submitted/",
+    "course/autograded/",
+    "course/feedback/",
+    "course/gradebook.db",
+    "course/.judge/",
+)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Every command of a page, as words: lines of code blocks, and inline code that begins with one of ours."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in FENCE.findall(text) for line in block.splitlines()]
+    lines += CODE.findall(FENCE.sub("", text))
+    for line in lines:
+        for part in line.split("&&"):
+            words = shlex.split(part, comments=True) if part.count("'") % 2 == 0 else []
+            if len(words) > 1 and words[0] in ("autograder", "course"):
+                yield words
+            if words[:2] == ["python", "-m"] and words[2] in ("autograder", "course"):
+                yield words[2:]
+
+
+@functools.cache
+def autograder_help(verb: str) -> str:
+    made = subprocess.run(
+        [sys.executable, "-m", "autograder", verb, "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    return made.stdout if made.returncode == 0 else ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_every_command_of_ours_exists_with_its_options(page):
+    """A verb that is gone, or an option that was renamed, would be found by an instructor in a bad moment."""
+    for words in commands(page):
+        tool, verb, *rest = words
+        if verb.isupper():  # `autograder VERB --help`
+            continue
+        if tool == "course":
+            assert verb in VERBS, words
+            source = (ROOT / VERBS[verb][0].replace(".", "/")).with_suffix(".py")
+            text = source.read_text() if source.exists() else ""
+            assert all(option in text for option in rest if option.startswith("--")), words
+            continue
+        text = autograder_help(verb)
+        assert text, f"`{' '.join(words)}`: autograder has no verb {verb!r}"
+        assert all(option in text for option in rest if option.startswith("--")), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_every_file_it_names_is_there_or_made_by_grading(page):
+    """Paths in code, from the root of the repository."""
+    for name in CODE.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"(course|labs|lectures|refimpl|autograder)/[\w./<>-]*$", name) and "<" not in name:
+            assert (ROOT / name).exists() or name.startswith(NBGRADER_MAKES), f"{page.name}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_every_anchor_is_a_heading(page):
+    """A link into a page leads to its section."""
+    for target, anchor in ANCHOR.findall(page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        headings = [
+            re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)
+        ]
+        assert anchor in headings, f"{page.name}: #{anchor}"
+
+
+def test_the_settings_that_the_handbook_explains_are_those_of_course_toml():
+    """Each section a term decides is in the table."""
+    settings = tomllib.loads((ROOT / "course" / "course.toml").read_text(encoding="utf-8"))
+    page = (ROOT / "course" / "staff" / "term.md").read_text(encoding="utf-8")
+    named = set(SETTING.findall(" ".join(CODE.findall(page))))
+    assert named <= settings.keys() and {"term", "deadlines", "late", "weights", "grading"} <= named
+
+
+def test_the_handbook_says_the_tier_that_this_version_gives():
+    """A page that promises more than the judge does would be worse than none."""
+    verdict = (ROOT / "autograder" / "judge" / "verdict.py").read_text(encoding="utf-8")
+    tier = re.search(r'^TIER = "(T\d)"', verdict, re.MULTILINE)[1]
+    tiers = re.findall(r'"(T\d)"', re.search(r"^TIERS = \((.*)\)$", verdict, re.MULTILINE)[1])
+    page = (ROOT / "course" / "staff" / "tiers.md").read_text(encoding="utf-8")
+    assert f"**This version judges in {tier}**" in page
+    assert re.findall(r"^\| (T\d) \|", page, re.MULTILINE) == tiers
+    minimum = tomllib.loads((ROOT / "course" / "course.toml").read_text(encoding="utf-8"))["grading"]["minimum_tier"]
+    assert f"asks\nfor {minimum}" in page
+
+
+@pytest.mark.parametrize("name", ["key", "seeds/03_online_softmax-x", "verdicts/03_online_softmax/ann.json"])
+def test_what_the_judge_keeps_secret_can_not_be_committed(name):
+    """The signing key and the hidden seeds lie below course/, which is in git."""
+    vault = re.search(r'Vault\(self\.root / "([^"]+)"\)', (ROOT / "autograder" / "judge" / "cycle.py").read_text())[1]
+    asked = subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", f"course/{vault}/{name}"], check=False)
+    assert asked.returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore:Object of type .* not in session")  # nbgrader's own, while it builds a submission
+def test_the_extension_that_the_handbook_shows_is_nbgraders(monkeypatch):
+    """One line of Python, run on a gradebook of its own."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # nbgrader calls alembic by name
+    page = (ROOT / "course" / "staff" / "grading.md").read_text(encoding="utf-8")
+    call = re.search(r"grant_extension\('([^']+)', 'ID', days=2\)", page)
+    assert call and (ROOT / "labs" / call[1]).is_dir()
+    with Gradebook("sqlite:///:memory:") as book:
+        book.add_assignment(call[1], duedate="2027-01-29 23:59:00")
+        book.add_student("ID")
+        book.add_submission(call[1], "ID")
+        book.grant_extension(call[1], "ID", days=2)
+        assert book.find_submission(call[1], "ID").duedate.day == 31
+
+
+def test_each_lab_has_the_notes_that_the_handbook_points_to():
+    """With the marks of its written question."""
+    for toml in (ROOT / "labs").glob("[0-9]*/lab.toml"):
+        notes = toml.with_name("staff.md").read_text(encoding="utf-8").lower()
+        written = [name for name, q in tomllib.loads(toml.read_text())["questions"].items() if q.get("written")]
+        assert not written or all(word in notes for word in ("claim", "mechanism", "evidence", "limit")), toml
+    assert importlib.util.find_spec("nbgrader.server_extensions.formgrader") is not None
+
+
+# --- the front page --------------------------------------------------------------------------------------------------
+
+
+def test_the_front_page_begins_with_what_this_is_in_three_sentences():
+    """A stranger reads that much."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    opening = re.match(r"# [^\n]+\n\n(.+?)\n\n", text, re.DOTALL)[1]
+    assert len(re.findall(r"[.!?](?:\s|$)", opening)) == 3
+
+
+def test_every_picture_is_there_and_has_words_and_a_command():
+    """Alt text with a number; the figure is made by code that is named beside it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", text)
+    assert len(pictures) == 1
+    for alt, path in pictures:
+        assert (ROOT / path).is_file() and re.search(r"\d", alt) and len(alt.split()) <= 60
+    assert "python -m course.frontpage" in text
+
+
+def test_the_picture_shows_what_the_audit_recomputes(tmp_path, monkeypatch, capsys):
+    """Its words in README are made from today's numbers; it is drawn from them too."""
+    monkeypatch.setattr(frontpage, "PICTURE", tmp_path / "picture.png")
+    assert frontpage.main() == 0
+    said = capsys.readouterr().out.strip()
+    assert f"![{said}](course/frontpage.png)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    drawn, committed = ((path.read_bytes()) for path in (tmp_path / "picture.png", ROOT / "course" / "frontpage.png"))
+    assert drawn[16:24] == committed[16:24]  # width and height
+
+
+def test_the_coverage_table_counts_what_the_tree_holds(tmp_path):
+    """A unit is read, done and audited as far as it is there."""
+    record = {"id": "S1.1", "row": 5, "quote": "1", "claim": "c", "compute": "1", "expect": "reproduced", "why": "w"}
+    plant(
+        tmp_path,
+        lectures__03_a_dot_py="# # 03 · A",
+        labs__03_a__lab_dot_toml='title = "A"\nminutes = 1\n[questions.q]\npoints = 2\n',
+        labs__03_a__mistakes_dot_py='@mistake("q", says="x")\n@mistake("q", says="y")\n',
+        course__claims__03_a_dot_toml="[[claim]]\n" + "\n".join(f"{k} = {json.dumps(v)}" for k, v in record.items()),
+    )
+    assert readme.coverage(tmp_path).splitlines()[2] == "| 03 | 5 | 1 | 2 | 2 | 1 reproduced |"
+
+
+def test_measured_figures_come_from_committed_results(tmp_path):
+    """With the machine and the command; a result of another form gives no row."""
+    row = {"implementation": "tiled", "causal": True, "memory_under_naive": 130.9, "time_over_sdpa": 1.52}
+    result = {"provenance": {"device": "a CPU", "date": "2027-01-01"}, "shape": {"seq": 8192}, "threads": 1}
+    plant(tmp_path, refimpl__bench__results__a_dot_json=json.dumps({**result, "rows": [row, {**row, "causal": False}]}))
+    (line,) = readme.measured(tmp_path).splitlines()[2:]
+    assert "8,192 tokens | 1/131 of naive" in line and "1.52 times" in line
+    assert "a CPU, 1 thread(s), 2027-01-01 | `make bench`" in line
