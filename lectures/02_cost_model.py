@@ -364,7 +364,6 @@ assert max(map(abs, off.values())) < 0.03
 # Memory and time say what a model costs. What it costs to **train** is 6 FLOPs per weight and token: two forward, and twice that backward, where each matmul has two gradients. **Scaling laws** say what you get for it: loss falls as a power of parameters, data and compute, $L(x) = L_\infty + (x_c/x)^\alpha$. The course has its own record: 36 tiny models, up to 197,000 weights in blocks, trained on presidential messages read as bytes. We fit the law without the run that used most compute. **Predict**: how far off is the forecast for it, in percent?
 # %%
 from refimpl.experiments import harness, row_38
-
 from refimpl.scaling_law import KAPLAN, bootstrap
 
 my_guess = 10

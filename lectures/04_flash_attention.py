@@ -172,11 +172,12 @@ for tile in (1024, 1):
 # ## 4. The code in three bites
 # `refimpl` follows FlashAttention-2. The lecture's Algorithm 1 has the K/V loop outside and carries $O, \ell, m$ to HBM and back once per K/V tile. Version 2 swaps the loops, since each query tile is then finished by one program that never writes a half-done $O$. First bite: the line of section 3 done in place, then the two loops around it.
 # %%
-def body(f):  # its source without the docstring
-    return inspect.getsource(getattr(f, "fn", f)).split('"""')[-1].strip("\n")
+def code(f):  # its source without the docstring
+    head, _, rest = inspect.getsource(getattr(f, "fn", f)).partition('"""')
+    return head.rstrip() + rest.partition('"""')[2].rstrip()
 
 
-print(body(eager.attend_), body(eager.flash_forward), sep="\n\n")
+print(code(eager.attend_), code(eager.flash_forward), sep="\n\n")
 q1, k1, v1 = sample_qkv(1024, layer=22)  # 9 query heads, 3 K/V heads
 exact = naive_attention(q1.double(), k1.double(), v1.double(), causal=True)
 out, lse = eager.flash_forward(q1, k1, v1, causal=True)
@@ -186,7 +187,7 @@ print(
 # %% [markdown]
 # Second bite: which tiles are visited. `col_tiles` ends the loop at the diagonal, `mask_` works only on tiles that the diagonal crosses. Masking would give the same numbers. So how can we tell? Put NaN into K and V from key 512 on. **Predict**: of 1,024 causal queries, how many come out clean, from the naive formula and from tiles of 128?
 # %%
-print(body(eager.Tiles.col_tiles), "\n", body(eager.Tiles.mask_), sep="\n")
+print(code(eager.Tiles.col_tiles), "\n", code(eager.Tiles.mask_), sep="\n")
 my_guess = (512, 512)
 # %% tags=["hide-output"]
 k_bad, v_bad = k1.clone(), v1.clone()
@@ -202,7 +203,7 @@ print(f"your guess {my_guess}; clean queries: naive {clean[0]}, tiled {clean[1]}
 #
 # Third bite: the same loop as a GPU kernel. Compare it line by line with the first bite. New are the addresses, and masks for what lies past the end. Grouped heads cost one division in the launch: `head // GROUP` picks the K/V head, and nothing is repeated.
 # %%
-print(body(forward_kernel._attend))
+print(code(forward_kernel._attend))
 if kernel.HAS_TRITON:  # Triton's wheels exist for Linux
     ours = kernel.flash_attention(*(t[:, :, :200] for t in (q1, k1, v1)), causal=True)
     print(

@@ -6,6 +6,7 @@ several into a Figure with its two lines of words.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -17,7 +18,7 @@ from course.viz import style
 from course.viz.style import AMBER, FOIL, HERO, INK, MUTED, PAPER
 
 SKIPPED, DIAGONAL, FULL = 0, 1, 2
-LOOKS = {
+LOOKS: dict[int, dict[str, Any]] = {
     FULL: {"facecolor": HERO, "edgecolor": PAPER, "linewidth": 1.4},
     DIAGONAL: {"facecolor": AMBER, "edgecolor": PAPER, "linewidth": 1.4, "hatch": "////"},
     SKIPPED: {"facecolor": PAPER, "edgecolor": "#C3CAD3", "linewidth": 0.8, "linestyle": (0, (3, 2))},
