@@ -73,7 +73,7 @@ function render({ model, el }) {
       parts: Object.entries(parts).map(([name, size]) => [looks[name], size, `${name}: ${count(size)} elements`]) }];
     const key = Object.entries(parts).map(([name, size]) => element("li", {}, element("span", { class: looks[name] }), `${name} ${kib(size * BYTES)}`));
     sram.classList.toggle("cw-over", !fits);
-    sram.replaceChildren(element("h4", {}, "SRAM"), ...bars(rows, Math.max(used, room)), element("ul", { class: "cw-key" }, key));
+    sram.replaceChildren(element("p", { class: "cw-head" }, "SRAM"), ...bars(rows, Math.max(used, room)), element("ul", { class: "cw-key" }, key));
   }
 
   function drawMoved(step) {
@@ -84,7 +84,7 @@ function render({ model, el }) {
       { name: "this, so far:", text: bytes(BYTES * (now.reads + now.writes)), bad: total > other, parts: [["cw-hero", now.reads, "reads"], ["cw-stripes", now.writes, "writes"], ["cw-rest", left, "still to come"]] },
       { name: "standard:", text: bytes(BYTES * other), parts: [["cw-foil", base.reads, "reads"], ["cw-stripes cw-red", base.writes, "writes"]] },
     ];
-    hbm.replaceChildren(element("h4", {}, "Through HBM (solid: reads, hatched: writes, pale: to come)"), ...bars(rows, Math.max(total, other)));
+    hbm.replaceChildren(element("p", { class: "cw-head" }, "Through HBM (solid: reads, hatched: writes, pale: to come)"), ...bars(rows, Math.max(total, other)));
   }
 
   function show(step) {
@@ -110,7 +110,7 @@ function render({ model, el }) {
     const used = sum(onChip(settings));
     const fit = used <= elementsOf(settings.sramKib) ? "The tiles fit." : `The tiles do not fit: ${kib(used * BYTES)} in ${settings.sramKib} KiB.`;
     const so = `${bytes(BYTES * (now.reads + now.writes))} moved of ${bytes(BYTES * (end.reads + end.writes))}`;
-    return step ? `Tile ${step} of ${steps.length - 1}: query tile ${now.i}, key tile ${now.j}. ${so}. ${fit}` : `Before the first of ${steps.length - 1} tiles. ${fit}`;
+    return step ? `Tile ${count(step)} of ${count(steps.length - 1)}: query tile ${now.i}, key tile ${now.j}. ${so}. ${fit}` : `Before the first of ${count(steps.length - 1)} tiles. ${fit}`;
   }
 
   const end = onWidth(map, (now) => {
@@ -128,18 +128,21 @@ function draw(settings, now, side, stripes) {
   const margin = 22;
   const scale = (side - margin - 2) / n;
   const at = (position) => margin + scale * Math.min(n, position);
-  const bands = [];
+  const [bands, outlines] = [[], []];
   for (let i = 0; i < rows; i += 1) {
     const { visited, full } = reach(settings, i);
     const done = doneInRow(settings, now, i);
     const [top, bottom] = [at(i * blockQ), at((i + 1) * blockQ)];
-    const band = (look, from, to) => from < to && bands.push(drawn("rect", { class: look.startsWith("url") ? null : look, style: look.startsWith("url") ? `fill:${look}` : null,
-      x: at(from * blockK), y: top, width: at(to * blockK) - at(from * blockK), height: bottom - top }));
-    band("cw-hero", 0, Math.min(done, full));
-    band(`url(#${stripes})`, Math.min(done, full), done);
-    band("cw-rest", done, visited);
-    if (columns > 32) band("cw-skipped", visited, columns);
-    else for (let j = visited; j < columns; j += 1) band("cw-skipped", j, j + 1);
+    const band = (look, from, to, list = bands) => {
+      const place = { x: at(from * blockK), y: top, width: at(to * blockK) - at(from * blockK), height: bottom - top };
+      if (from < to) list.push(drawn("rect", { ...look, ...place }));
+    };
+    const skipped = { class: "cw-skipped" };
+    band({ class: "cw-hero" }, 0, Math.min(done, full));
+    band({ style: `fill:url(#${stripes})` }, Math.min(done, full), done);
+    band({ class: "cw-rest" }, done, visited);
+    if (columns > 32) band(skipped, visited, columns, outlines); // too fine for an outline each
+    else for (let j = visited; j < columns; j += 1) band(skipped, j, j + 1, outlines);
   }
   const fine = Math.max(rows, columns) > MOST_TILES;
   const cuts = fine ? "" : [
@@ -151,6 +154,7 @@ function draw(settings, now, side, stripes) {
     drawn("defs", {}, hatch(stripes, "var(--cw-amber)", "var(--cw-paper)")),
     ...bands,
     drawn("path", { class: "cw-cuts", d: cuts, style: `stroke-width:${Math.min(1.4, (scale * Math.min(blockQ, blockK)) / 8)}` }),
+    ...outlines,
     causal && drawn("path", { class: "cw-diagonal", d: `M${margin} ${margin}L${at(n)} ${at(n)}` }),
     here,
     drawn("text", { x: margin, y: 13 }, "key 0"),

@@ -95,11 +95,11 @@ function render({ model, el }) {
   }
 
   function say(step) {
-    if (!step) return `No key read yet, of ${scores.length}: m is minus infinity, l is 0.`;
+    if (!step) return `No key read yet, of ${count(scores.length)}: m is minus infinity, l is 0.`;
     const { z, m, l, factor, isNew } = states[step];
     const changed = isNew && states[step].maxima > 1;
     const how = !isNew ? "m stands still" : changed ? (convert ? `new maximum, the old sum times ${figure(factor)}` : `new maximum, the factor ${figure(factor)} is forgotten`) : "first maximum";
-    return `Key ${step} of ${scores.length}: score ${figure(z)}, ${how}. m ${figure(m)}, l ${figure(l)}, error ${error(step).words}.`;
+    return `Key ${count(step)} of ${count(scores.length)}: score ${figure(z)}, ${how}. m ${figure(m)}, l ${figure(l)}, error ${error(step).words}.`;
   }
 
   let picture = plot(scores, states, width, stripes);

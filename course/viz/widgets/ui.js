@@ -130,10 +130,9 @@ export function player({ root, stage, show, say, jumps = null, onReset }) {
 
   function draw(speak) {
     slider.value = step;
-    const sentence = say(step);
-    slider.setAttribute("aria-valuetext", sentence);
+    slider.setAttribute("aria-valuetext", `${count(step)} of ${count(last)}`);
     show(step);
-    if (speak) live.textContent = sentence;
+    if (speak) live.textContent = say(step); // during play it would never stop talking
   }
 
   function go(to, playing = false) {
