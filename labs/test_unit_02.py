@@ -10,7 +10,7 @@ from refimpl import cost_model, memory_model, roofline, scaling_law
 from refimpl.cost_model import GPT2_XL, ModelShape
 from refimpl.models.llama import Llama, LlamaConfig
 
-PATH = Path(__file__).parents[2] / "labs" / "02_cost_model" / "reference.py"
+PATH = Path(__file__).parent / "02_cost_model" / "reference.py"
 spec = importlib.util.spec_from_file_location("reference_of_lab_02", PATH)
 reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)

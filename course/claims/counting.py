@@ -4,6 +4,7 @@ Modules of the reference come as arguments (`transformer`, `meter`), because not
 """
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -133,3 +134,12 @@ def attention_flops(meter: Any, attend: Any, backward: bool = False, n: int = 64
         if backward:
             out.sum().backward()
     return int(counter.flops)
+
+
+def improving_steps(runs: list[dict[str, Any]]) -> tuple[int, int]:
+    """(steps that lower the loss, steps): one size up at equal data, or twice the data at equal size."""
+    sizes, amounts = (sorted({run[name] for run in runs}) for name in ("parameters", "tokens"))
+    loss = {(run["parameters"], run["tokens"]): run["loss"] for run in runs}
+    steps = [((a, d), (b, d)) for d in amounts for a, b in pairwise(sizes)]
+    steps += [((n, a), (n, b)) for n in sizes for a, b in pairwise(amounts)]
+    return sum(loss[more] < loss[less] for less, more in steps), len(steps)

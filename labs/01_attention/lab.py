@@ -370,10 +370,14 @@ print(lm.tokenizer.decode(reply[0].tolist()))
 # ## Your ledger row
 # One row per lab, on the same model throughout. The last field is the sentence you should be able to defend.
 # %%
-print(
-    f"01_attention | naive, all pairs, 512 tokens | largest tensor {meter.largest_bytes / 2**20:.1f} MiB, grows with N² | "
-    f"FLOPs {meter.flops / 1e9:.0f} G | time x{slower:.2f} of the fused kernel | perplexity {own:.1f} | "
-    "bought every pair of tokens compared directly, paid four times the scores for twice the text, not for long texts"
+lab.record(
+    what="naive attention, all pairs, 512 tokens",
+    memory=f"largest tensor {meter.largest_bytes / 2**20:.1f} MiB, grows with N²",
+    flops=f"{meter.flops / 1e9:.0f} GFLOP",
+    bytes="every score written and read",
+    time=f"x{slower:.2f} of the fused kernel",
+    quality=f"perplexity {own:.1f}",
+    sentence="bought every pair of tokens compared directly, paid four times the scores for twice the text, not for long texts",
 )
 lab.status()
 # %% [markdown]

@@ -371,10 +371,14 @@ print(
 # ## Your ledger row
 # One row per lab, on the same model throughout. The last field is the sentence you should be able to defend.
 # %%
-print(
-    f"03_online_softmax | layer 0, 1,024 tokens, blocks of 128 | largest tensor 1/{shrink:.0f} | "
-    "FLOPs the same but for the conversions | every key read once | exact up to rounding | "
-    "bought memory that grows with N instead of N², paid a multiplication of o per block, not for rows that fit on the chip"
+lab.record(
+    what="streaming attention, layer 0, 1,024 tokens, blocks of 128",
+    memory=f"largest tensor 1/{shrink:.0f}",
+    flops="the same but for the conversions",
+    bytes="every key read once",
+    time="not measured here",
+    quality="exact up to rounding",
+    sentence="bought memory that grows with N instead of N², paid a multiplication of o per block, not for rows that fit on the chip",
 )
 lab.status()
 # %% [markdown]
