@@ -48,6 +48,7 @@ class Rehearsal:
     students: list[Student] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    wanted: dict[str, dict[str, float]] = field(default_factory=dict)  # student -> question -> points, from the lab
 
     @property
     def inbox(self) -> Path:
@@ -191,7 +192,7 @@ def compare(run: Rehearsal) -> None:
     """The gradebook against the lab, question by question."""
     seed, book = hidden_seed(run), gradebook(run)
     for student in run.graded:
-        wanted = expected(run.lab, student, seed)
+        wanted = run.wanted[student.name] = expected(run.lab, student, seed)
         got = book.get(student.name, {})
         run.expect(got == wanted, f"{student.name}: gradebook {got}, expected {wanted}")
     strangers = set(book) - {student.name for student in run.graded}
@@ -309,12 +310,12 @@ def hidden_seed(run: Rehearsal) -> int:
 
 def table(run: Rehearsal) -> str:
     """student | expected | gradebook, and where the time went."""
-    seed, book = hidden_seed(run), gradebook(run)
+    book = gradebook(run)
     possible = sum(run.lab.questions[name].points for name in run.lab.checks)
     lines = [f"\n{run.lab.slug}: {len(run.students)} students, {possible:g} points on code questions"]
     lines += [f"{'student':16} {'expected':>8} {'gradebook':>9}   what they handed in"]
     for student in run.students:
-        wanted = "none" if student.refused else f"{sum(expected(run.lab, student, seed).values()):g}"
+        wanted = "none" if student.refused else f"{sum(run.wanted[student.name].values()):g}"
         got = f"{sum(book[student.name].values()):g}" if student.name in book else "none"
         lines.append(
             f"{student.name:16} {wanted:>8} {got:>9}   {student.says}{'' if wanted == got else '   <-- FAULT'}"

@@ -133,6 +133,7 @@ LEAKS = {
     "an exception's message": "raise ValueError(str(x.tolist()))",
     "an exception's type": "raise type('E' + str(x.flatten()[0].item()), (Exception,), {})",
     "the keys of a dict": "return {str(v): 1 for v in x.flatten().tolist()}",
+    "a key that looks like the end": "return {'], expected ' + str(v): 1 for v in x.flatten().tolist()}",
     "the name of a class": "return type('E' + str(x.flatten()[0].item()), (), {})()",
     "a printed line": "print(x)\n    return x",
     "a string": "return str(x.tolist())",
