@@ -51,7 +51,7 @@ def javascript(code: str, given=None):
 
 
 def as_module(text: str) -> str:
-    """An address that holds the module itself: what a `.js` file is depends on Node's version and on who is above it."""
+    """An address that holds the module itself: as a file, what `.js` means depends on Node and on the folders above."""
     return f"data:text/javascript;base64,{base64.b64encode(text.encode()).decode()}"
 
 
