@@ -260,6 +260,7 @@ def test_each_preset_shows_what_its_name_says():
         ("1, two, 3", None, "“two” (number 2)"),
         ("1 inf", None, "“inf” (number 2)"),
         ("1 nan", None, "“nan” (number 2)"),
+        ("Infinity", None, "“Infinity” (number 1)"),
         ("  ", None, "No score given"),
         ("1 " * 5000, None, "5000 scores"),
     ],
