@@ -51,7 +51,7 @@ def javascript(code: str, given=None):
 
 
 def as_module(text: str) -> str:
-    """An address that holds the module itself: what a `.js` file is depends on Node's version and its folder."""
+    """An address that holds the module itself: as a file, what `.js` means depends on Node and on the folders above."""
     return f"data:text/javascript;base64,{base64.b64encode(text.encode()).decode()}"
 
 
@@ -260,6 +260,7 @@ def test_each_preset_shows_what_its_name_says():
         ("1, two, 3", None, "“two” (number 2)"),
         ("1 inf", None, "“inf” (number 2)"),
         ("1 nan", None, "“nan” (number 2)"),
+        ("Infinity", None, "“Infinity” (number 1)"),
         ("  ", None, "No score given"),
         ("1 " * 5000, None, "5000 scores"),
     ],
@@ -279,9 +280,9 @@ def test_new_maxima_can_be_visited_one_by_one():
     import { nextMaximum, previousMaximum, trace } from "online_softmax_logic.js";
     const answer = (row) => {
       const states = trace(row);
-      return [[0, 1, 2, 5].map((k) => nextMaximum(states, k)), [5, 4, 3, 1].map((k) => previousMaximum(states, k))];
+      return [[0, 1, 2, 4, 5].map((k) => nextMaximum(states, k)), [5, 4, 3, 1].map((k) => previousMaximum(states, k))];
     };"""
-    assert javascript(code, [1, 0, 3, 2, 4]) == [[1, 3, 3, 5], [3, 3, 1, 1]]
+    assert javascript(code, [1, 0, 3, 2, 4]) == [[1, 3, 3, 5, 5], [3, 3, 1, 1]]
 
 
 # --- one file --------------------------------------------------------------------------------------------------------
