@@ -22,7 +22,7 @@ PYTEST := $(ONE_THREAD) $(PY) -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help lab test e2e prove grade bench gpu notebooks models doctor lint format clean
+.PHONY: help lab test e2e prove grade bench experiments gpu notebooks models doctor lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## /  make \1~/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{printf "%-18s %s\n", $$1, $$2}'
@@ -98,6 +98,9 @@ grade: $(VENV)/.dev  ## grade a synthetic class of known scores through nbgrader
 
 bench: $(VENV)/.dev $(VENV)/.models  ## ratios to named peers on this machine
 	$(PY) -m refimpl.bench $(ARGS)
+
+experiments: $(VENV)/.dev $(VENV)/.models  ## the claims of the source lectures, tried small; ARGS="38 --force" runs one anew
+	$(ONE_THREAD) $(PY) -m refimpl.experiments $(ARGS)
 
 # No environment: a GPU machine has its own torch and Triton, and needs only numpy and pytest beside them. Hence no
 # settings from pyproject.toml, which name plugins that may be missing there.

@@ -7,6 +7,12 @@
 | softmax in three, two and one pass; merging partial results; streaming attention | `refimpl.online_softmax` |
 | FlashAttention: tiled PyTorch, Triton kernels, the simulator that counts HBM traffic | `refimpl.flash_attention` |
 | a Llama that loads real pretrained weights, tokenizer, texts | `refimpl.models` |
+| encoder and decoder blocks, the three kinds of transformer, greedy decoding | `refimpl.transformer` |
+| FLOPs, bytes and memory by formula | `refimpl.cost_model`, `refimpl.memory_model` |
+| a machine's roofline, measured; scaling laws, fitted | `refimpl.roofline`, `refimpl.scaling_law` |
+| counting matmuls, FLOPs and the largest tensor while a model runs | `refimpl.meter` |
+| tokens and the losses of language modelling | `refimpl.language_modelling` |
+| one small experiment per claim, recorded | `python -m refimpl.experiments` |
 | compile every kernel for sm_80 and sm_90 without a GPU | `python -m refimpl.aot` |
 | time and memory against named peers | `python -m refimpl.bench` |
 

@@ -10,6 +10,12 @@ import refimpl._triton
 CHECKED = [
     "refimpl.attention",
     "refimpl.shapes",
+    "refimpl.transformer",
+    "refimpl.cost_model",
+    "refimpl.memory_model",
+    "refimpl.roofline",
+    "refimpl.scaling_law",
+    "refimpl.language_modelling",
     "refimpl.models",
     "refimpl.online_softmax.eager",
     "refimpl.flash_attention.eager",

@@ -176,14 +176,33 @@ def test_the_picture_shows_what_the_audit_recomputes(tmp_path, monkeypatch, caps
     assert drawn[16:24] == committed[16:24]  # width and height
 
 
+CHECKS = """
+from autograder import Case, question
+
+@question("q", oracle="reference:q")
+class Q:
+    def cases(self, rng):
+        yield Case("one", 1)
+"""
+MISTAKES = """
+from autograder import mistake
+
+for name in ("first", "second"):  # a loop, as lab 04 has one: counting lines would find a single mistake
+    globals()[name] = lambda x: x
+    globals()[name].__name__ = name
+    mistake("q", says=name)(globals()[name])
+"""
+
+
 def test_the_coverage_table_counts_what_the_tree_holds(tmp_path):
     """A unit is read, done and audited as far as it is there."""
     record = {"id": "S1.1", "row": 5, "quote": "1", "claim": "c", "compute": "1", "expect": "reproduced", "why": "w"}
     plant(
         tmp_path,
         lectures__03_a_dot_py="# # 03 · A",
-        labs__03_a__lab_dot_toml='title = "A"\nminutes = 1\n[questions.q]\npoints = 2\n',
-        labs__03_a__mistakes_dot_py='@mistake("q", says="x")\n@mistake("q", says="y")\n',
+        labs__03_a__lab_dot_toml='title = "A"\nminutes = 1\n[questions.q]\npoints = 2\nminutes = 1\ndifficulty = 1\n',
+        labs__03_a__checks_dot_py=CHECKS,
+        labs__03_a__mistakes_dot_py=MISTAKES,
         course__claims__03_a_dot_toml="[[claim]]\n" + "\n".join(f"{k} = {json.dumps(v)}" for k, v in record.items()),
     )
     assert readme.coverage(tmp_path).splitlines()[2] == "| 03 | 5 | 1 | 2 | 2 | 1 reproduced |"
