@@ -77,7 +77,11 @@ class Classroom:
         order = [name for name in self.lab.questions if name in self.lab.checks]
         return self.lab.checks[order[-1]]
 
-    def students(self) -> list[Student]:
+    def students(self, whole: bool = True) -> list[Student]:
+        """All of them, or those that show that a lab's questions are graded as the lab says."""
+        if not whole:
+            few = (self.perfect, self.empty, self.half, self.first_mistakes, self.last_mistakes, self.no_notebook)
+            return [make() for make in few]
         plain = [self.perfect, self.empty, self.half, self.first_mistakes, self.last_mistakes]
         cheats = [self.oracle_imported, self.input_returned, self.reply_forged, self.outputs_forged]
         accidents = [self.syntax_error, self.infinite_loop, self.hanging_cell, self.crash, self.crashing_cell]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_expected_scores_come_from_the_lab(tiny, students):
     worth = {name: sum(expected(tiny, student, SEED).values()) for name, student in students.items()}
     assert (worth["perfect"], worth["empty"], worth["half"], worth["renamed"]) == (10, 0, 4, 4)
     assert worth["mistakes-last"] == 3
+
+
+def test_every_lab_is_rehearsed_and_the_largest_with_the_whole_class(tiny, monkeypatch):
+    """More labs must not make `make grade` a coffee break; a lab that is named gets everything."""
+    labs = [replace(tiny, slug=str(n), questions=dict.fromkeys(range(n))) for n in (3, 1, 2, 4)]
+    monkeypatch.setattr(rehearse, "all_labs", lambda: labs)
+    assert rehearse.choose(rehearse.parser().parse_args([])) == (labs, {"3", "4"})
+    monkeypatch.setattr(rehearse, "find_lab", lambda name: tiny)
+    assert rehearse.choose(rehearse.parser().parse_args(["--lab", "00"])) == ([tiny], {"00_tiny"})
 
 
 # --- what must not be shown -----------------------------------------------------------------------------
@@ -120,7 +130,7 @@ def in_process(monkeypatch, capsys):
 def short_class(monkeypatch):
     wanted = {"perfect", "empty", "half", "mistakes-last", "no-notebook"}
     make = Classroom.students
-    monkeypatch.setattr(Classroom, "students", lambda self: [s for s in make(self) if s.name in wanted])
+    monkeypatch.setattr(Classroom, "students", lambda self, whole: [s for s in make(self, whole) if s.name in wanted])
 
 
 @pytest.mark.filterwarnings("ignore:Object of type:sqlalchemy.exc.SAWarning")
@@ -146,7 +156,7 @@ def test_a_rehearsal_with_a_wrong_expectation_ends_with_one(
 ):
     """Whatever disagrees is named: the student, both scores."""
     monkeypatch.setattr(rehearse, "expected", lambda lab, student, seed: {"spread": 1.0, "stream_sum": 0.0})
-    assert rehearse.rehearse(tmp_path, [tiny], SETTINGS, 1) == 1
+    assert rehearse.rehearse(tmp_path, [tiny], set(), SETTINGS, 1) == 1
     out, err = capsys.readouterr()
     assert (
         "FAULT 00_tiny: perfect: gradebook {'spread': 4.0, 'stream_sum': 6.0}, expected" in err and "<-- FAULT" in out
