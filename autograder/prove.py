@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from autograder.checks import Outcome, Runner, examine
+from autograder.cli import interpret_without_gpu
 from autograder.labs import Lab, LabError, all_labs, find_lab, load_lab
 from autograder.mutate import Survey, survey, unexplained
 from autograder.question import Case, Question
@@ -249,8 +250,7 @@ def share(verdicts: Sequence[Verdict], kind: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    if "triton" not in sys.modules:
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # works only before the first import
+    interpret_without_gpu()
     start = time.monotonic()
     try:
         labs = [find_lab(name) for name in options.labs] or all_labs()
