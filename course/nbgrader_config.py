@@ -39,15 +39,22 @@ c.ClearSolutions.code_stub = {"python": 'raise NotImplementedError("{question}")
 c.ClearSolutions.text_stub = "YOUR ANSWER HERE"
 
 # Grading: the verdict was computed outside the student's process; JudgeCells puts it where nbgrader looks for grades.
+# `autograder grade` installs the same lists; here they serve plain `nbgrader autograde` and the formgrader's button.
+c.Autograde.sanitize_preprocessors = [
+    "autograder.nbgrader.RepairMetadata",
+    "autograder.nbgrader.SanitizeOutputs",
+    "nbgrader.preprocessors.DeduplicateIds",
+    "nbgrader.preprocessors.OverwriteKernelspec",
+    "nbgrader.preprocessors.OverwriteCells",
+    "nbgrader.preprocessors.CheckCellMetadata",
+]
 c.Autograde.autograde_preprocessors = [
     "autograder.nbgrader.JudgeCells",
-    "nbgrader.preprocessors.IgnorePattern",
-    "nbconvert.preprocessors.ClearMetadataPreprocessor",
-    "nbgrader.preprocessors.LimitOutput",
     "nbgrader.preprocessors.SaveAutoGrades",
     "nbgrader.preprocessors.AssignLatePenalties",
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
+c.AssignLatePenalties.plugin_class = "autograder.nbgrader.LatePolicy"
 c.OverwriteCells.add_missing_cells = True  # a student who deletes a graded cell gets it back, with no points
 c.Execute.timeout = 120  # the Validate button runs a whole notebook cell by cell
 
