@@ -48,7 +48,7 @@ class Intervals(NamedTuple):
     level: float
 
 
-def fit_power_law(x: Sequence[float], loss: Sequence[float], *, floor: float | None = None) -> PowerLaw:
+def fit_power_law(x: Sequence[float | int], loss: Sequence[float | int], *, floor: float | None = None) -> PowerLaw:
     """Least squares in the loss. For a given alpha the law is a straight line in x^-alpha, so only alpha is searched.
 
     floor: L_inf where it is known, such as 0 for Kaplan's form; fitted (at least 0) where None. Needs three different
@@ -64,7 +64,7 @@ def fit_power_law(x: Sequence[float], loss: Sequence[float], *, floor: float | N
 
 
 def bootstrap(
-    x: Sequence[float], loss: Sequence[float], *, floor: float | None = None, draws: int = 1000, seed: int = 0,
+    x: Sequence[float | int], loss: Sequence[float | int], *, floor: float | None = None, draws: int = 1000, seed: int = 0,
     level: float = 0.9,
 ) -> Intervals:  # fmt: skip
     """How far the fit moves when its residuals are dealt out anew: intervals of the exponent and the floor.
@@ -85,7 +85,7 @@ def bootstrap(
     return Intervals(tuple(floors.quantile(ends).tolist()), tuple(alphas.quantile(ends).tolist()), level)
 
 
-def lower_envelope(x: Sequence[float], loss: Sequence[float]) -> list[int]:
+def lower_envelope(x: Sequence[float | int], loss: Sequence[float | int]) -> list[int]:
     """Indices of the runs that no cheaper run beats, cheapest first: what the best allocation of compute achieves."""
     best, kept = float("inf"), []
     for i in sorted(range(len(x)), key=lambda i: (x[i], loss[i])):
