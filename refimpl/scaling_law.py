@@ -64,8 +64,8 @@ def fit_power_law(x: Sequence[float | int], loss: Sequence[float | int], *, floo
 
 
 def bootstrap(
-    x: Sequence[float | int], loss: Sequence[float | int], *, floor: float | None = None, draws: int = 1000, seed: int = 0,
-    level: float = 0.9,
+    x: Sequence[float | int], loss: Sequence[float | int], *, floor: float | None = None, draws: int = 1000,
+    seed: int = 0, level: float = 0.9,
 ) -> Intervals:  # fmt: skip
     """How far the fit moves when its residuals are dealt out anew: intervals of the exponent and the floor.
 

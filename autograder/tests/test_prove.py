@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autograder import prove
-from autograder.labs import find_lab, load_lab
+from autograder.labs import load_lab
 from autograder.prove import Verdict, answers, holes, kill_table, main
 from autograder.redteam.bench import InProcess, Quick, TooSlow, deadline
 
@@ -281,12 +281,3 @@ def test_a_mistake_in_no_list_still_loses_points(slug, question, monkeypatch):
         for verdict in prove.judge(lab, planted, Quick(lab), {"public": 1, "hidden": 2}):
             assert verdict.earned < verdict.points, f"{old} -> {new} earned {verdict.earned}"
             assert "no mistake is named" in verdict.problem
-
-
-@pytest.mark.e2e  # minutes of answers that `make prove` tries again in the judge
-@pytest.mark.parametrize("slug", ["03_online_softmax", "04_flash_attention"])
-def test_the_course_s_labs_pass_in_process(slug, monkeypatch):
-    """What `make prove` shows through the judge, here with a fixed seed."""
-    monkeypatch.delenv("COURSE_LABS", raising=False)
-    assert find_lab(slug).slug == slug
-    assert main([slug, "--quick", "--jobs", "1", "--seed", "11"]) == 0
