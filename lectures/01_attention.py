@@ -121,7 +121,7 @@ print(f"scores x 10: {((10 * scores).softmax(-1) * values).sum():.3f}; all equal
 #
 # $$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d}}\right)V$$
 #
-# A score sums $d$ products, so it spreads like $\sqrt d$; the division keeps the table soft. Here are real queries and keys. The last word asks; each bar is the share of one key.
+# A score sums $d$ products, so it spreads like $\sqrt d$; the division keeps the table soft. Here are real queries and keys, from three of SmolLM2's **heads**: a head is one such table, and each layer has nine. The last word asks; each bar is the share of one key.
 # %%
 def weights_of(lm, ids):
     """Attention weights of a causal model on `ids`, (heads, q_len, k_len) per layer; and its q, k, v."""
@@ -157,7 +157,7 @@ fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True
 off = [f"{(own - other).abs().max():.1e}" for other in (by_hand, fused)]
 print(f"in fp64, difference from the formula {off[0]}, from PyTorch's kernel {off[1]}")
 # %% [markdown]
-# Which line fails if we delete `masked_fill(~seen, 0.0)`? None in training on full texts, and every padded row elsewhere. One more trap: with fewer queries than keys, `causal_mask` puts the last query at the last key, as decoding needs. PyTorch's `is_causal` puts the first query at the first key. Equal lengths hide the difference.
+# What fails if we delete `masked_fill(~seen, 0.0)`? Nothing in training on full texts; elsewhere every padded row. One more trap: with fewer queries than keys, `causal_mask` puts the last query at the last key, as decoding needs. PyTorch's `is_causal` puts the first query at the first key. Equal lengths hide the difference.
 #
 # **Heads.** One table per layer is little. Give each of $h$ heads its own projections, $q_i = xW^Q_i$ and so on, let each look something up, put the results side by side and mix them with $W^O$. Real code multiplies by all $W^Q_i$ at once; the formula multiplies one by one. `refimpl` has both.
 # %%
@@ -187,7 +187,7 @@ print(f"your guess {my_guess}; measured: without positions {without}, with posit
 # %% [markdown]
 # None, then all. Without positions "dog bites man" and "man bites dog" are one text. SmolLM2 uses a later scheme, **RoPE**: it adds nothing, but rotates each pair of features of $q$ and $k$ by an angle proportional to the position. Then $q \cdot k$ depends on the distance of the two tokens only.
 #
-# **Blocks.** Each sublayer, attention or feed-forward, sits in $\mathrm{LayerNorm}(x + \mathrm{Sublayer}(x))$. SmolLM2 departs from this, as models have since GPT-2: it normalises *before* the sublayer. A decoder block has a third sublayer, **cross-attention**: its queries come from the decoder, its keys and values from the encoder's output $z$.
+# **Blocks.** Each sublayer, attention or **feed-forward** (two matrices with a ReLU between, for each token alone), sits in $\mathrm{LayerNorm}(x + \mathrm{Sublayer}(x))$. SmolLM2 departs from this, as models have since GPT-2: it normalises *before* the sublayer. A decoder block has a third sublayer, **cross-attention**: its queries come from the decoder, its keys and values from the encoder's output $z$.
 #
 # Three shapes follow: encoder-only (BERT: classify, compare), decoder-only (GPT: write on), encoder-decoder (T5: translate). To see who looks at whom, we change the last of six input tokens and count the outputs that move.
 # %%
@@ -264,10 +264,10 @@ show(fig, alt=f"Two stacked bars. Encoder block: 24 projections, 16 in attention
 #
 # > **Rule.** Encoder block $3h + 2h + 1 + 2$ matmuls, decoder block $10h + 2 + 2$, one head at a time.
 #
-# But a count of matmuls is no cost. Multiply all heads at once and the encoder block needs 8, whatever $h$ is, for the same work. The count tells into how many pieces the work is cut. For the work itself, count **FLOPs**.
+# But a count of matmuls is no cost. Multiply all heads at once and the encoder block needs 8, whatever $h$ is, for the same work. The count is the number of pieces. For the work itself, count **FLOPs**: multiplications and additions.
 #
 # ## 6. The wall, predicted, then measured
-# With $N$ tokens of width $d$ and a feed-forward network of width $4d$, projections, output and feed-forward take $24Nd^2$ FLOPs. The two products with $N^2$ pairs take $4N^2d$. The score matrix holds $hN^2$ numbers, one per head and pair of tokens.
+# With $N$ tokens of width $d$ (now the model's, not a head's) and a feed-forward network of width $4d$, projections, output and feed-forward take $24Nd^2$ FLOPs. The two products with $N^2$ pairs take $4N^2d$. The score matrix holds $hN^2$ numbers.
 #
 # **Predict.** "Attention is quadratic, so twice the text costs four times as much." For $d = 64$, by what factor do the FLOPs of a block really rise from 512 to 1,024 tokens?
 # %%
@@ -384,3 +384,5 @@ scores for twice the text. **Not for** texts below $N = 6d$: there the wall is e
 # 2. A block has $d = 1{,}024$ and 16 heads. At which length do the $N^2$ products cost as much as all the rest? **At $6d = 6{,}144$ tokens; the number of heads does not matter.**
 # 3. A test of your RoPE compares the outputs for a text of one token. What can it not see? **Everything that depends on distance.**
 # </details>
+#
+# Now lab 01, where you write all of this; then unit 02, where FLOPs become seconds.

@@ -169,7 +169,7 @@ show(fig, alt=f"Time of a matmul against its rows, 1 to 512, log axes. Measured 
 # > **Rule.** $t \ge \max(F/\pi, B/\beta, \text{overhead})$. Valid for data that comes from main memory; what lives in a cache may be faster.
 #
 # ## 4. The roof over this machine
-# Divide the line by $F$ and it becomes a picture: the **roofline**. Attainable FLOP/s rise with intensity, up to the ridge, then stay flat. Here it is for the machine you sit at, with six operations of a transformer.
+# Divide the line by $F$ and it becomes a picture: the **roofline**. Attainable FLOP/s rise with intensity, up to the ridge, then stay flat. Here it is for the machine you sit at, with six operations of a transformer (the LM head is the matrix that makes the 49,152 logits).
 # %%
 hidden = torch.randn(512, 576)
 head, q, ten = torch.randn(576, 49152), torch.randn(9, 1024, 64), torch.ones(10)
@@ -278,7 +278,7 @@ print(f"your guess {my_guess}; from 1,024 to 2,048: FLOPs {factors['FLOPs']:.2f}
 # %% [markdown]
 # "Quadratic" is where attention ends, not where it starts. Its FLOPs pass those of the weights only at thousands of tokens, but its score matrix is quadratic from the first. Messages are linear; gradients exchanged in data parallelism do not grow at all.
 #
-# > **Rule.** FLOPs of a pass: 2 per weight and token, plus $4N^2 h d_h$ per layer. Below $N \approx 6d$ (ungated blocks, ffn = 4d) the weights dominate.
+# > **Rule.** FLOPs of a pass: 2 per weight and token, plus $4N^2 h d_h$ per layer, where $d_h$ is the width of one head. Below $N \approx 6d$ (ungated blocks, ffn = 4d) the weights dominate.
 #
 # ## 7. Is the second token free?
 # One pass fetches all weights, for one token or for eight. On a GPU, the slides say, checking eight guessed tokens in one pass therefore takes no longer than one. **Predict** for this CPU: how many times longer does a pass over 8 tokens take?
@@ -302,11 +302,11 @@ print(f"your guess {my_guess}; 8 tokens: {ratio:.1f} times, so {pass_ms[3] / 8:.
 # > **Rule.** Rows share the fetch of the weights. Ideally, extra rows are free up to ridge · itemsize / 2; measure before you promise it.
 #
 # ## 8. Does it fit?
-# Time is one price, memory the other. A GPT-2 of 1.5 billion parameters takes 3 GB in fp16. The slides ask: can it be trained on a card with 32 GB? Adam in mixed precision keeps per parameter, with $K = 12$:
+# Time is one price, memory the other. A GPT-2 of 1.5 billion parameters takes 3 GB in fp16. The slides ask: can it be trained on a card with 32 GB? With $\Psi$ parameters and $K = 12$, Adam in mixed precision keeps this many bytes:
 #
 # $$2\Psi + 2\Psi + K\Psi$$
 #
-# fp16 weights, fp16 gradients, and in fp32 a master copy, momentum and variance. Beyond these **states** come the activations kept for the backward pass: the paper prints $12\,d\,B\,N\,L$ elements. **Predict** the total for 32 texts of 1,024 tokens, in GB. `kept` asks autograd about the 12.
+# fp16 weights, fp16 gradients, and in fp32 a master copy, momentum and variance. Beyond these **states** come the activations kept for the backward pass: the paper prints $12\,d\,B\,N\,L$ elements ($B$ is now the batch, $L$ the number of layers). **Predict** the total for 32 texts of 1,024 tokens, in GB. `kept` asks autograd about the 12.
 # %%
 my_guess = 50
 gpt2, sizes = cost_model.GPT2_XL, {"batch": 32, "tokens": 1024}
@@ -433,3 +433,5 @@ a factor of two or three). Memory to train is 16 bytes per parameter and 12 d + 
 # 2. *This unit.* From which length on do GPT-2's scores (d = 1600, h = 25) weigh more than all other kept activations? **h N > 12 d: above 768 tokens.**
 # 3. *Unit 01.* How many matmuls has a decoder block with h heads? **2 (3h + 2h + 1) + 2 = 10h + 4: two attentions.**
 # </details>
+#
+# Now lab 02, your own calculator; then unit 03, which saves the softmax a pass.

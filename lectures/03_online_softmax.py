@@ -13,7 +13,7 @@
 # # 03 · Online softmax
 # *Can softmax forget the past and stay exact?*
 #
-# **You need** unit 01: scores, softmax, the attention sink.
+# **You need** unit 01 (scores, softmax, the attention sink) and unit 02 (bytes and bandwidth).
 #
 # **You will be able to** repair a softmax that overflows, compute one from a stream whose past is gone, and merge results of workers that never saw each other's keys. Lab 03 checks all three.
 #
@@ -184,7 +184,7 @@ fig = exactness(errors, cuts, mark=mark, claim="Exact at every scale, and wherev
 show(fig, alt=f"Two panels. Left: error against the factor on the logits; the textbook form ends in NaN from factor 4 on, "
      f"one pass errs by at most {worst:.1e} up to 128. Right: relative error of 1,023 cuts in fp64, at most {max(cuts):.1e}.")  # fmt: skip
 # %% [markdown]
-# > **Rule.** Three numbers per query, $(m, \ell, o)$ with $o$ a vector, replace any number of keys. The result is exact up to rounding, for every cut and every order.
+# > **Rule.** Two numbers and a vector per query, $(m, \ell, o)$, replace any number of keys. The result is exact up to rounding, for every cut and every order.
 #
 # Attention over a stream is now a loop: a state per block, merged, and one division at the end. Which line fails if you delete `nonzero` in `finish`? Decide before you read on.
 # %%
@@ -322,7 +322,7 @@ print(f"your guess: {my_guess}; one pass over three: {gain:.2f} (formula 1.33); 
 # > **Rule.** Count trips to slow memory, not passes in the source code. Passes over data that stays on the chip are nearly free.
 #
 # ## 7. Where it loses
-# This is the case against online softmax: **if the row fits on the chip, you do not need it.** The textbook's three passes then run over fast memory. The course's first Triton kernel does that. One program loads one row, all of it, and reads HBM once.
+# This is the case against online softmax: **if the row fits on the chip, you do not need it.** The textbook's three passes then run over fast memory. So does the course's first GPU kernel, in Triton, a dialect of Python. One program loads one row, all of it, and reads HBM, the GPU's main memory, once.
 # %%
 source = Path(find_spec("refimpl.online_softmax.kernel").origin).read_text(encoding="utf-8")
 print(source.split("@triton.jit")[1].split("def fused_softmax")[0])
@@ -358,7 +358,7 @@ for name, f in {"textbook": eager.softmax_textbook, "maximum subtracted": eager.
 # ## 8. Since the paper
 # Milakov and Gimelshein published the one-pass normalizer in 2018 ([arXiv:1805.02867](https://arxiv.org/abs/1805.02867)) and measured up to 1.3×: the 4/3 of section 6. Rabe and Staats ([2112.05682](https://arxiv.org/abs/2112.05682), 2021) carried the output along: attention needs no N² memory. FlashAttention ([2205.14135](https://arxiv.org/abs/2205.14135), 2022) made that loop one kernel. FlashAttention-4 ([2603.05451](https://arxiv.org/abs/2603.05451), 2026) converts only when the unit is 256 times too small, and stays exact: the final division cancels any unit.
 #
-# **Slips on the slides.** One copy of Algorithm 1 rounds the block count down and drops the last keys; its updates lack the factors $\ell_i$ and $O_i$. The last slide adds $e^{S-m}$ to an unconverted $\ell^{\mathrm{old}}$.
+# **Slips on the slides.** One copy of FlashAttention's Algorithm 1 (unit 04) rounds the block count down and drops the last keys; its updates lack the factors $\ell_i$ and $O_i$. The last slide adds $e^{S-m}$ to an unconverted $\ell^{\mathrm{old}}$.
 #
 # **Predict.** Run that recurrence on SmolLM2. Where would you notice, in layer 0 or in layer 22?
 # %%
@@ -402,3 +402,5 @@ multiplication of $o$ per block. **Not for** rows that fit on the chip: there `t
 # 2. *Unit 02.* Three passes against one pass and a division: which count predicts the time, FLOPs or bytes, and why? **Bytes: softmax does a handful of operations per element, so memory bounds it.**
 # 3. *Unit 01.* Why does the first token of a text receive so much attention in late layers? **A softmax must spend its mass somewhere; token 0 is visible to every query and serves as the sink.**
 # </details>
+#
+# Now lab 03, with your first kernel; then unit 04, where the blocks become tiles.

@@ -28,7 +28,7 @@
 # </details>
 #
 # ## 1. Forty gigabytes for one layer
-# The popular story: attention is slow because it does N² arithmetic, so a faster one must do less. The lecture's own table contradicts it. FlashAttention does **more** arithmetic, 75.2 against 66.6 GFLOP, and takes 7.3 ms instead of 41.7. So the time was spent on something else.
+# The popular story: attention is slow because it does N² arithmetic, so a faster one must do less. The slides' own table contradicts it. FlashAttention does **more** arithmetic, 75.2 against 66.6 GFLOP, and takes 7.3 ms instead of 41.7. So the time was spent on something else.
 #
 # Let us make it hurt. SmolLM2 reads 8,192 tokens; we take `q`, `k`, `v` of two heads of layer 0. The result has 4 MiB. **Predict**: how much memory does the textbook formula need on the way?
 # %%
@@ -131,7 +131,7 @@ print(f"your guess {my_guess}; all at once {(1 * 10 + 3 * 20 + 8 * 30 + 4 * 40) 
 #
 # $$m' = \max(m, \mathrm{rowmax}\,S), \quad P = e^{S - m'}, \quad \ell' = \ell\,e^{m - m'} + \mathrm{rowsum}\,P, \quad O' = O\,e^{m - m'} + P V_j$$
 #
-# Algorithm 1 divides by $\ell'$ in each step and multiplies back in the next; version 2 divides once, at the end. The slides print Algorithm 1 several times, not always like this. One copy of line 11 has $e^{m-m'}$ where $\ell\,e^{m-m'}$ belongs; copies of line 12 have $\ell\,e^{m-m'}$ and no $O$. A third mistake is everyone's own: no conversion at all. **Predict** from unit 03, where late layers find their maximum at key 0: which of the three is right for most queries of layer 22?
+# The paper's Algorithm 1 divides by $\ell'$ in each step and multiplies back in the next; version 2, FlashAttention-2, divides once, at the end. The slides print Algorithm 1 several times, not always like this. One copy of line 11 has $e^{m-m'}$ where $\ell\,e^{m-m'}$ belongs; copies of line 12 have $\ell\,e^{m-m'}$ and no $O$. A third mistake is everyone's own: no conversion at all. **Predict** from unit 03, where late layers find their maximum at key 0: which of the three is right for most queries of layer 22?
 # %%
 def last_state(Q, K, V, slip=None, tile=128):
     m, l, O = Q.new_full(Q.shape[:-1], -torch.inf), torch.zeros(Q.shape[:-1]), torch.zeros_like(Q)
@@ -170,7 +170,7 @@ for tile in (1024, 1):
 # > **Rule.** Everything that sums over past tiles is multiplied by $e^{m-m'}$; the division by $\ell$ comes once, at the end. Exact for every tile size.
 #
 # ## 4. The code in three bites
-# `refimpl` follows FlashAttention-2. The lecture's Algorithm 1 has the K/V loop outside and carries $O, \ell, m$ to HBM and back once per K/V tile. Version 2 swaps the loops, since each query tile is then finished by one program that never writes a half-done $O$. First bite: the line of section 3 done in place, then the two loops around it.
+# `refimpl` follows FlashAttention-2. Algorithm 1 has the K/V loop outside and carries $O, \ell, m$ to HBM and back once per K/V tile. Version 2 swaps the loops, since each query tile is then finished by one program that never writes a half-done $O$. First bite: the line of section 3 done in place, then the two loops around it.
 # %%
 def code(f):  # its source without the docstring
     head, _, rest = inspect.getsource(getattr(f, "fn", f)).partition('"""')
@@ -272,7 +272,7 @@ print(f"your guess {my_guess} KiB; at 192 KiB: standard / Algorithm 1 = {base / 
 # %% [markdown]
 # With 12 KiB it moves twice as much as the standard way: tiles so small that everything is read again and again. Tiling is no virtue in itself. It pays when $M$ is well above $d^2$, here 4,096 elements or 8 KiB.
 #
-# **The row that cannot be.** Now the other half of the table. We count matmuls: two forward, four backward, and one more for FlashAttention, which computes S twice. **Predict**: 75.2 GFLOP in 7.3 ms are what share of an A100's peak of 312 TFLOP/s?
+# **The row that cannot be.** Now the other half of the table. We count matmuls: two forward, four backward, and one more for FlashAttention, which computes S twice. **Predict**: 75.2 GFLOP in 7.3 ms are what share of an A100's peak of 312 TFLOP/s? (The table's card has 40 GB and a ridge near 200; unit 02's data sheet is for 80 GB and faster memory.)
 # %%
 my_guess = 0.4
 # %% tags=["hide-output"]
@@ -445,3 +445,5 @@ sequences, or cores that already wait for arithmetic. **Next**: with N² gone, w
 # 2. *This unit.* A colleague masks tiles above the diagonal and reports exact results. Which test shows that nothing was skipped? **NaN in K and V there: 0 × NaN reaches the output.**
 # 3. *Unit 03.* A worker sends its finished, divided output. What else must it send, so that others can merge it? **One number per query, lse = m + log ℓ.**
 # </details>
+#
+# Now lab 04, where you write the tiles; then unit 05, on the largest tensor that is left.

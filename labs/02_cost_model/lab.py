@@ -13,7 +13,7 @@
 # # Lab 02 · A calculator for cost
 # *How long must this take, before you run it?*
 #
-# At the end you hold a calculator: seven functions that say what a transformer costs in FLOPs, bytes, seconds and memory, exactly where counting can be exact. You aim it at SmolLM2, and at three sentences of a published lecture, one of which does not follow.
+# At the end you hold a calculator: seven functions that say what a transformer costs in FLOPs, bytes, seconds and memory, exactly where counting can be exact. You aim it at SmolLM2, and at the numbers that the slides print for one model, one of which does not follow.
 #
 # **Time** 115 min, 20 s of CPU. **You need** lecture 02. Only arithmetic and one straight line: no GPU, no training.
 #
@@ -185,7 +185,7 @@ except NotImplementedError:
     print("answer question 4 first")
 # %% [markdown]
 # ## Question 5. The number that does not follow (6 points, 18 minutes, ●●●)
-# A lecture says about GPT-2 (1.5 billion parameters, 48 layers, model 1600, 25 heads), trained with Adam in mixed precision on 32 texts of 1,024 tokens: the **weights** take 3 GB (2 bytes each), the model **states** 24 GB (fp16 weights and gradients, three fp32 numbers for Adam), the **activations** kept for the backward pass 60 GB, from a published formula: 12 · model · batch · tokens · layers elements, in fp16. On a later slide, the $QK^\top$ matrix "has the biggest memory footprint".
+# The slides say about GPT-2 (1.5 billion parameters, 48 layers, model 1600, 25 heads), trained with Adam in mixed precision on 32 texts of 1,024 tokens: the **weights** take 3 GB (2 bytes each), the model **states** 24 GB (fp16 weights and gradients, three fp32 numbers for Adam), the **activations** kept for the backward pass 60 GB, from a published formula: 12 · model · batch · tokens · layers elements, in fp16. On a later slide, the $QK^\top$ matrix "has the biggest memory footprint".
 #
 # Can all four be true? The cell measures what autograd keeps of one block (post-norm, ReLU, ffn = 4 · model) and subtracts the formula.
 # %%

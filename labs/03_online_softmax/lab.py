@@ -130,7 +130,7 @@ lab.check("running_stats")
 # ## Question 3. Merge two pieces (4 points, 12 minutes, ●●○)
 # Two workers have each read some of the keys. Each kept three things per query: the maximum score `m`, the sum `l` of $e^{s-m}$, and `o`, the sum of $e^{s-m}$ times the value rows. Nobody divided yet. Write `merge`, so that the result is what one worker would hold after reading all the keys.
 #
-# `m` and `l` have shape `(batch, heads, q)`, `o` has `(batch, heads, q, dim)`. The keys are gone: you get these tensors and nothing else (no `softmax`, no `logsumexp`; the checker looks). A worker may have read **no** key for some query, because a mask hid them all. Its state there is `m = -inf, l = 0, o = 0`, and so is the result when both are empty. Five lines are enough.
+# `m` and `l` have shape `(batch, heads, q_len)`, `o` has `(batch, heads, q_len, dim)`. The keys are gone: you get these tensors and nothing else (no `softmax`, no `logsumexp`; the checker looks). A worker may have read **no** key for some query, because a mask hid them all. Its state there is `m = -inf, l = 0, o = 0`, and so is the result when both are empty. Five lines are enough.
 # %% question="merge"
 def merge(a, b):
     """The state after the keys of `a` and the keys of `b`. Each state is a tuple (m, l, o)."""
@@ -152,7 +152,7 @@ lab.check("merge")
 # `l` and `o` of each side are counted in units of $e^{m}$ of *that side*. You can add two amounts only in one unit. Which of the two units is safe, so that no conversion factor exceeds 1?
 # <details><summary>Hint 2: the shapes</summary>
 #
-# Two factors, `ka` and `kb`, both `(batch, heads, q)` and both at most 1. They multiply `l` as they are, and `o` with one more axis. Then ask what $m_a - m$ is where both sides are empty.
+# Two factors, `ka` and `kb`, both `(batch, heads, q_len)` and both at most 1. They multiply `l` as they are, and `o` with one more axis. Then ask what $m_a - m$ is where both sides are empty.
 # <details><summary>Hint 3: nearly code</summary>
 #
 # `m` is the elementwise maximum. `ka` is the exponential of $m_a - m$, `kb` likewise. New `l` is `ka` times $l_a$ plus `kb` times $l_b$; new `o` is the same with `[..., None]` on the factors. Where `m` is `-inf`, subtract 0 instead of `m`: then `exp(-inf)` is 0, not NaN.

@@ -11,7 +11,7 @@
 # ---
 # %% [markdown]
 # # Lab 04 · FlashAttention
-# *Exact attention, one tile at a time. Can you count what it saves?*
+# *Why is more arithmetic faster?*
 #
 # **Time** 120 min, 20 s of CPU. **You need** lecture 04, the running maximum of lab 03. At the end you hold a tiled forward, its backward, and the same thing as a Triton kernel; you plug it into SmolLM2, and you know which number of a famous table is wrong.
 #
@@ -97,7 +97,7 @@ print(f"GPT-2 medium, 64 sequences of 16 heads, fp16: {(reads + writes) * 64 * 1
 
 # %% [markdown]
 # ## Question 2. Tiles that fit (2 points, 5 minutes, ●○○)
-# Algorithm 1 cuts $Q$ into blocks of $B_r$ rows, $K$ and $V$ into blocks of $B_c$ rows. On-chip memory holds $M$ **elements**, and four blocks ($Q_i, K_j, V_j, O_i$) of $B_c$ rows should fill it. The tile $S_{ij}$ must fit too, so $B_r$ is at most $d$. The lecture prints the division once rounded down and once rounded up. The paper rounds **up**.
+# Algorithm 1 cuts $Q$ into blocks of $B_r$ rows, $K$ and $V$ into blocks of $B_c$ rows. On-chip memory holds $M$ **elements**, and four blocks ($Q_i, K_j, V_j, O_i$) of $B_c$ rows should fill it. The tile $S_{ij}$ must fit too, so $B_r$ is at most $d$. The slides print the division once rounded down and once rounded up. The paper rounds **up**.
 # %% question="block_sizes"
 def block_sizes(sram_elements, dim):
     """Block sizes of Algorithm 1. Returns (block_q, block_k), that is (B_r, B_c)."""
@@ -334,7 +334,7 @@ lab.check("flash_triton")
 # </details></details></details>
 # %% [markdown]
 # ## Question 7. Break the table (3 points, 8 minutes, ●●○)
-# The lecture prints this table. Its source is the FlashAttention paper (arXiv:2205.14135, figure 2): GPT-2 medium, forward and backward, $N = 1024$, $d = 64$, 16 heads, batch 64, one A100 (fp16 peak 312 TFLOP/s, HBM 1.56 TB/s).
+# The slides print this table. Its source is the FlashAttention paper (arXiv:2205.14135, figure 2): GPT-2 medium, forward and backward, $N = 1024$, $d = 64$, 16 heads, batch 64, one A100 (fp16 peak 312 TFLOP/s, HBM 1.56 TB/s).
 #
 # | | Standard | FlashAttention |
 # |---|---|---|
