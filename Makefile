@@ -86,8 +86,10 @@ e2e: $(VENV)/.dev $(VENV)/.models  ## JupyterLab answers, every notebook runs in
 	$(ONE_THREAD) $(PY) -m course notebooks --check --execute
 	$(PYTEST) -m e2e $(ARGS)
 
-notebooks: $(VENV)/.dev $(VENV)/.models  ## rebuild stale notebooks and README's tables
+notebooks: $(VENV)/.dev $(VENV)/.models  ## rebuild stale notebooks, the audit, the syllabus and README's tables
 	$(PY) -m course notebooks --execute $(ARGS)
+	$(PY) -m course audit --quiet
+	$(PY) -m course syllabus
 	$(PY) -m course readme
 
 prove: $(VENV)/.dev  ## the graders' exam: every mistake and every cheat must lose points
