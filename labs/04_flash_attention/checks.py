@@ -95,6 +95,8 @@ class Algorithm0:
 class BlockSizes:
     """`block_sizes` gives B_r and B_c of Algorithm 1, rounded up, in rows."""
 
+    returns = ("B_r", "B_c")
+
     def cases(self, rng):
         yield Case("192 KiB of fp16, d = 64", 192 * 1024 // 2, 64)
         yield Case("does not divide", 10_000, 48)
@@ -105,6 +107,8 @@ class BlockSizes:
 @question("flash_forward", oracle="refimpl.flash_attention.eager:flash_forward")
 class FlashForward:
     """`flash_forward` is exact at any length and never holds a full N × N tensor."""
+
+    returns = ("out", "lse")
 
     mechanism = (NO_LIBRARY, MemorySlope(order=1))
     equivalent = (
@@ -158,6 +162,8 @@ def poison_future(case):
 class FlashCausal:
     """`flash_causal` hides the future, skips the tiles that lie in it, and shares K/V heads between query heads."""
 
+    returns = ("out", "lse")
+
     mechanism = (NO_LIBRARY, PoisonOutside(poison_future, "a tile of K or V beyond the diagonal"), MemorySlope(order=1))
     equivalent = FOR_ALL | MASKS
     library = (
@@ -185,6 +191,8 @@ class FlashCausal:
 @question("flash_backward", oracle="refimpl.flash_attention.eager:flash_backward")
 class FlashBackward:
     """`flash_backward` recomputes P tile by tile from the saved lse; memory stays linear in N."""
+
+    returns = ("dq", "dk", "dv")
 
     mechanism = (NO_LIBRARY, MemorySlope(order=1))
     equivalent = {
@@ -228,6 +236,8 @@ class FlashBackward:
 @question("flash_triton", oracle="refimpl.flash_attention.eager:flash_forward")
 class FlashTriton:
     """`flash_kernel` agrees with exact attention at any length, and what lies behind the last row never leaks in."""
+
+    returns = ("out", "lse")
 
     # The interpreter computes in NumPy: whoever multiplies or exponentiates in PyTorch is not running a kernel.
     mechanism = (
