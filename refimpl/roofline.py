@@ -99,13 +99,14 @@ def best_seconds(call: Callable[[], object], *, device: str = "cpu", budget: flo
     """
     cuda = torch.device(device).type == "cuda"
     call()  # warm-up: allocations, thread pools, kernels that compile
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < budget:
+    best, spent, calls = float("inf"), 0.0, 0
+    while calls < 3 or spent < budget:
         if cuda:
             torch.cuda.synchronize()
         start = time.perf_counter()
         call()
         if cuda:
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        took = time.perf_counter() - start
+        best, spent, calls = min(best, took), spent + took, calls + 1
+    return best

@@ -322,32 +322,20 @@ lab.check("fused_softmax")
 # ## On the real model (6 minutes, no points)
 # Your function now serves SmolLM2. Each layer has 9 query heads; three of them share one key head. We give your `streaming_attention` the queries of all 1,024 positions, and the keys in 8 blocks of 128. No mask, because unit 04 adds it. **Predict**: by what factor does the largest tensor shrink?
 # %%
-from torch.utils._python_dispatch import TorchDispatchMode
-
+from refimpl.meter import Meter
 from refimpl.models import load_smollm2, sample_qkv, sample_rows
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the size in bytes of the largest tensor that any operation returned."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sizes = [t.nbytes for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, torch.Tensor)]
-        self.bytes = max([self.bytes, *sizes])
-        return out
-
 
 q, k, v = sample_qkv(1024, layer=0)
 k, v = k.repeat_interleave(3, dim=1), v.repeat_interleave(3, dim=1)
-with LargestTensor() as naive:
+with Meter() as naive:
     expected = torch.softmax(q @ k.transpose(-2, -1) * 64**-0.5, dim=-1) @ v
-with LargestTensor() as stream:
+with Meter() as stream:
     out, lse = streaming_attention(q, zip(k.split(128, dim=2), v.split(128, dim=2), strict=True))
 print(f"{load_smollm2().mark or 'SmolLM2'}: largest difference {(out - expected).abs().max():.1e}")
-shrink = naive.bytes / stream.bytes
-print(f"largest tensor: {naive.bytes / 2**20:.1f} MiB naive, {stream.bytes / 2**20:.1f} MiB streaming, 1/{shrink:.0f}")
+shrink = naive.largest_bytes / stream.largest_bytes
+print(
+    f"largest tensor: {naive.largest_bytes / 2**20:.1f} MiB naive, {stream.largest_bytes / 2**20:.1f} MiB streaming, 1/{shrink:.0f}"
+)
 # %% [markdown]
 # Two workers now read the first and the second 512 keys of one head, and each reports its `lse` for the last query. These numbers are your evidence for question 7. Try other heads.
 # %%
