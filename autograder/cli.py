@@ -25,6 +25,10 @@ ELSEWHERE = {
     "prove": ("autograder.prove", "the graders' own exam: reference, stubs, mistakes, cheats"),
     "rehearse": ("autograder.rehearse", "grade a synthetic class with known scores"),
     "doctor": ("autograder.doctor", "which grading tier this machine gives, and what it lacks"),
+    "redteam": ("autograder.redteam.campaign", "attack the grader, and plain nbgrader beside it"),
+    "similarity": ("autograder.similarity", "compare submissions with the reference, the solutions and each other"),
+    "insights": ("autograder.insights", "which mistakes a class made, and which questions were hard"),
+    "throughput": ("autograder.throughput", "submissions per second, beside plain nbgrader's"),
 }
 
 
@@ -40,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(verb: str, run: Callable[[], Any]) -> int:
     """Run a verb; what an instructor can mend is a message and not a traceback."""
-    from autograder.judge.session import SandboxError
     from autograder.judge.verdict import CycleError
+    from autograder.judge.zygote import SandboxError
     from autograder.labs import LabError
 
     try:
@@ -162,7 +166,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 def run_grade(arguments: argparse.Namespace) -> int:
     """All steps; a problem with one submission does not keep the others from their grade."""
     from autograder.judge import cycle
-    from autograder.judge.verdict import NOT_FOR_GRADES, TIER
+    from autograder.judge.tiers import NOT_FOR_GRADES, machine_tier
     from autograder.labs import find_lab
 
     start = time.monotonic()
@@ -174,7 +178,7 @@ def run_grade(arguments: argparse.Namespace) -> int:
     status |= tell("feedback", cycle.write_feedback(course, lab, fresh=False))
     print(f"{cycle.export(course, arguments.csv)}: written")
     print(table(cycle.scores(course, lab)))
-    print(f"{lab.slug}: {time.monotonic() - start:.0f} s" + (f". {NOT_FOR_GRADES}" if TIER == "T0" else ""))
+    print(f"{lab.slug}: {time.monotonic() - start:.0f} s" + (f". {NOT_FOR_GRADES}" if machine_tier() == "T0" else ""))
     return status
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from autograder.judge.session import Cell, Notebook, SandboxError, Zygote
-from autograder.judge.verdict import NOT_FOR_GRADES, TIER
+from autograder.judge.session import Cell, Notebook, Session
+from autograder.judge.tiers import NOT_FOR_GRADES, machine_tier
+from autograder.judge.zygote import SandboxError, Zygote
 
 PROBE_BYTES = 32 << 20
 PROBE = f"import torch\n\n\ndef probe():\n    return torch.ones({PROBE_BYTES // 4}).sum().item()\n"
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     findings = [examine() for examine in EXAMINATIONS]
     if arguments.json:
-        print(json.dumps({"tier": TIER, "says": NOT_FOR_GRADES, "findings": [asdict(f) for f in findings]}))
+        print(json.dumps({"tier": machine_tier(), "says": NOT_FOR_GRADES, "findings": [asdict(f) for f in findings]}))
     else:
         print("\n".join([tier_line(), *map(line, findings)]))
     return 0 if all(finding.ok for finding in findings) else 1
@@ -59,7 +60,7 @@ def check_sandbox() -> Finding:
     """A runner starts, answers, and its memory can be read from outside."""
     start = time.monotonic()
     try:
-        with Zygote() as zygote, zygote.session(Notebook([Cell("probe", PROBE)])) as session:
+        with Zygote() as zygote, Session(zygote, Notebook([Cell("probe", PROBE)])) as session:
             session.call("probe", [])
             outcome = session.call("probe", [], measure=True)
     except SandboxError as problem:

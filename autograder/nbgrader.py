@@ -25,8 +25,9 @@ from traitlets.config import Config
 from autograder import feedback
 from autograder.judge.cells import CHECK, Release, fingerprint, grade_id, kind, runnable
 from autograder.judge.intake import load_release, repair
+from autograder.judge.tiers import NOT_FOR_GRADES
 from autograder.judge.vault import Vault
-from autograder.judge.verdict import NOT_FOR_GRADES, Verdict, bank_version, check, load, rebuild
+from autograder.judge.verdict import Verdict, bank_version, check, load, rebuild
 from autograder.labs import Lab, find_lab
 
 TEXT_LIMIT = 20_000  # characters of one output; a line of 200 MB is no answer

@@ -26,7 +26,8 @@ from autograder.cli import interpret_without_gpu, open_course
 from autograder.hidden import hidden_numbers, secret_texts, significant, visible
 from autograder.judge.cycle import Course, default_jobs
 from autograder.judge.intake import load_release
-from autograder.judge.verdict import NOT_FOR_GRADES, TIER, bank_version
+from autograder.judge.tiers import NOT_FOR_GRADES, machine_tier
+from autograder.judge.verdict import bank_version
 from autograder.labs import Lab, all_labs, find_lab, load_lab
 from autograder.plain import execute_plainly
 from autograder.synthetic import Classroom, Student, expected
@@ -116,9 +117,8 @@ def rehearse(folder: Path, labs: Sequence[Lab], whole: set[str], settings: Path,
     for fault in faults:
         print(f"FAULT {fault}", file=sys.stderr)
     verdict = f"{len(faults)} faults" if faults else "every score is as expected"
-    print(
-        f"{len(copies)} labs in {time.monotonic() - start:.0f} s: {verdict}. {NOT_FOR_GRADES if TIER == 'T0' else ''}"
-    )
+    warning = f" {NOT_FOR_GRADES}" if machine_tier() == "T0" else ""
+    print(f"{len(copies)} labs in {time.monotonic() - start:.0f} s: {verdict}.{warning}")
     return 1 if faults else 0
 
 
@@ -129,7 +129,7 @@ def make_course(folder: Path, labs: Sequence[Lab], settings: Path) -> tuple[Cour
     for name in ("nbgrader_config.py", "course.toml"):
         if (settings / name).is_file():
             shutil.copy(settings / name, root / name)
-    replace_in(root / "course.toml", r'minimum_tier\s*=\s*"[^"]*"', f'minimum_tier = "{TIER}"')
+    replace_in(root / "course.toml", r'minimum_tier\s*=\s*"[^"]*"', f'minimum_tier = "{machine_tier()}"')
     copies = []
     for lab in labs:
         target = folder / "labs" / lab.slug

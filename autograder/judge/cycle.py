@@ -29,8 +29,9 @@ from traitlets.config.loader import PyFileConfigLoader
 from autograder.judge.cells import Release
 from autograder.judge.intake import STUDENT, Refused, load_release, parse, read_bytes, take_in
 from autograder.judge.judge import basis, refuse_if_lacking
+from autograder.judge.tiers import at_least, machine_tier
 from autograder.judge.vault import Vault, write_atomically
-from autograder.judge.verdict import TIER, TIERS, BadVerdict, CycleError, bank_version, check, load
+from autograder.judge.verdict import BadVerdict, CycleError, bank_version, check, load
 from autograder.judge.workers import Job, run_jobs
 from autograder.labs import Lab
 from autograder.nbgrader import install, lab_of, minimum_tier, settings
@@ -213,11 +214,11 @@ def judge(course: Course, lab: Lab, *, jobs: int = 1, new_seed: bool = False, st
 
 
 def require_tier(course: Course) -> None:
-    minimum = minimum_tier(course.root)
-    if TIERS.index(TIER) < TIERS.index(minimum):
+    tier, minimum = machine_tier(), minimum_tier(course.root)
+    if not at_least(tier, minimum):
         raise CycleError(
-            f"this machine judges in tier {TIER}, {course.root}/course.toml asks for {minimum} (minimum_tier under "
-            f'[grading]). For a class that counts, use such a machine; to practise, write minimum_tier = "{TIER}".'
+            f"this machine judges in tier {tier}, {course.root}/course.toml asks for {minimum} (minimum_tier under "
+            f'[grading]). For a class that counts, use such a machine; to practise, write minimum_tier = "{tier}".'
         )
 
 

@@ -17,9 +17,11 @@ from typing import Any
 from autograder.checks import Outcome, examine
 from autograder.judge.cells import Release, fingerprint, runnable
 from autograder.judge.intake import Submission, load_release, take_in
-from autograder.judge.session import Cell, Notebook, Problem, Session, Zygote
+from autograder.judge.session import Cell, Notebook, Problem, Session
 from autograder.judge.session import Outcome as RawOutcome
-from autograder.judge.verdict import TIER, Basis, Verdict, bank_version, judge_version
+from autograder.judge.tiers import machine_tier
+from autograder.judge.verdict import Basis, Verdict, bank_version, judge_version
+from autograder.judge.zygote import Zygote
 from autograder.labs import Lab, LabError
 from autograder.question import Case, Question
 from autograder.score import CaseResult, Report
@@ -54,12 +56,12 @@ class SandboxRunner:
 
     def call(self, question: Question, case: Case) -> Outcome:
         if self.session is None:
-            self.session = self.zygote.session(self.notebook, seconds=self.seconds)
+            self.session = Session(self.zygote, self.notebook, seconds=self.seconds)
         return self.tell(question, self._ask(self.session, question, case))
 
     def peak(self, question: Question, case: Case, warmup: Case) -> tuple[Outcome, int | None]:
         """In a process of its own, warmed up once: what the kernel says the call needed at its peak."""
-        with self.zygote.session(self.notebook, seconds=self.seconds) as session:
+        with Session(self.zygote, self.notebook, seconds=self.seconds) as session:
             raw = self._ask(session, question, warmup)
             if raw.ok:
                 raw = self._ask(session, question, case, measure=True)
@@ -139,7 +141,7 @@ def judge_notebook(
     cells = runnable(submission.notebook, release)
     reports = judge_cells(lab, cells, seed, zygote)
     return Verdict(
-        lab=lab.slug, student=student, tier=TIER, created=datetime.now(UTC).isoformat(timespec="seconds"),
+        lab=lab.slug, student=student, tier=machine_tier(), created=datetime.now(UTC).isoformat(timespec="seconds"),
         questions={name: report.public() for name, report in reports.items()},
         notes=[note.student for note in submission.notes if note.student],
         staff_notes=[note.staff for note in submission.notes],

@@ -1,17 +1,12 @@
-"""Talk to runners from the trusted side: boot a zygote, run a notebook's cells, call its answers.
+"""Talk to runners from the trusted side: run a notebook's cells, call its answers.
 
 A `Notebook` is the cells of one submission and what went wrong in them; a `Session` is one fresh runner that
 has executed those cells. Whatever the runner does, a call comes back as an `Outcome` before its deadline.
 """
 
-import array
-import json
-import os
 import secrets
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,12 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from autograder.judge.zygote import Zygote
 from autograder.sandbox import wire
 
-SANDBOX = Path(wire.__file__).resolve().parent
-BOOT_SECONDS = 120.0
-SPAWN_SECONDS = 30.0
-CLOSE_SECONDS = 10.0
 CELL_SECONDS = 20.0
 MEMORY_BYTES = 4 << 30
 MAX_RESTARTS = 3
@@ -77,75 +69,15 @@ class Notebook:
     guilty: set[str] = field(default_factory=set)  # cells that hung or crashed and are left out from then on
 
 
-class SandboxError(RuntimeError):
-    """The sandbox itself failed; no student is to blame and no points follow from it."""
-
-
-class Zygote:
-    """A warm process with torch imported, from which runners are forked."""
-
-    def __init__(self, imports: Sequence[str] = ()) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-I", str(SANDBOX / "zygote.py"), str(theirs.fileno()), *imports]
-        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-        environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", LANG="C.UTF-8")
-        self.process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        theirs.close()
-        self.control = ours
-        try:
-            self._reply(BOOT_SECONDS)
-        except SandboxError:
-            self.close()
-            raise
-
-    def __enter__(self) -> "Zygote":
-        return self
-
-    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Hang up; the zygote kills its runners and ends."""
-        self.control.close()
-        try:
-            self.process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def session(
-        self, notebook: Notebook, *, seconds: float = CELL_SECONDS, memory_bytes: int = MEMORY_BYTES
-    ) -> "Session":
-        """A fresh runner in which the notebook's cells have run; `seconds` is the deadline of each cell."""
-        return Session(self, notebook, seconds, memory_bytes)
-
-    def spawn(self, theirs: socket.socket, folder: str, memory_bytes: int) -> int:
-        request = json.dumps({"op": "spawn", "folder": folder, "memory_bytes": memory_bytes}).encode()
-        fds = array.array("i", [theirs.fileno()])
-        self.control.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-        return self._reply(SPAWN_SECONDS)["pid"]
-
-    def kill(self, pid: int) -> None:
-        self.control.send(json.dumps({"op": "kill", "pid": pid}).encode())
-        self._reply(SPAWN_SECONDS)
-
-    def _reply(self, seconds: float) -> dict:
-        self.control.settimeout(seconds)
-        try:
-            packet = self.control.recv(1 << 16)
-        except TimeoutError:
-            raise SandboxError(f"the zygote did not answer within {seconds:.0f} s") from None
-        if not packet:
-            raise SandboxError(f"the zygote ended (exit status {self.process.wait(5)}); run `autograder doctor`")
-        return json.loads(packet)
-
-
 class Session:
-    """One runner. Use as a context manager; closing kills its process group and removes its folder."""
+    """One fresh runner in which the notebook's cells have run; `seconds` is the deadline of each cell.
 
-    def __init__(self, zygote: Zygote, notebook: Notebook, seconds: float, memory_bytes: int) -> None:
+    Use as a context manager; closing kills its process group and removes its folder.
+    """
+
+    def __init__(
+        self, zygote: Zygote, notebook: Notebook, *, seconds: float = CELL_SECONDS, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
         self.zygote, self.notebook, self.seconds, self.memory_bytes = zygote, notebook, seconds, memory_bytes
         self.pid: int | None = None
         self._start()

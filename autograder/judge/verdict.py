@@ -17,15 +17,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autograder.judge.tiers import at_least
 from autograder.judge.vault import Vault, canonical, write_atomically
 from autograder.labs import Lab
 from autograder.mechanism import MechanismResult
 from autograder.score import CaseResult, Report
 
 SCHEMA = 1
-TIER = "T0"  # plain process: no namespaces, no Landlock, no seccomp
-TIERS = ("T0", "T1", "T2")
-NOT_FOR_GRADES = "T0: not for grades"
 PACKAGE = Path(__file__).resolve().parents[1]
 REFERENCE = "refimpl"  # the package of oracles; its modules are followed through their imports
 COMPARISON = ("checks.py", "mechanism.py", "question.py", "score.py", "tolerance.py", "tree.py")
@@ -109,7 +107,7 @@ def check(verdict: Verdict, *, submission_sha256: str, bank_version: str, minimu
         raise BadVerdict(f"{verdict.student} handed in something newer than the verdict: {again}")
     if verdict.bank_version != bank_version:
         raise BadVerdict(f"the checks of {verdict.lab} changed since the verdict of {verdict.student}: {again}")
-    if TIERS.index(verdict.tier) < TIERS.index(minimum_tier):
+    if not at_least(verdict.tier, minimum_tier):
         raise BadVerdict(f"judged in tier {verdict.tier}, the course asks for {minimum_tier}: see `autograder doctor`")
 
 

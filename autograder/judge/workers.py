@@ -15,9 +15,9 @@ import torch
 from autograder.judge.cells import Release
 from autograder.judge.intake import load_release
 from autograder.judge.judge import judge_notebook
-from autograder.judge.session import Zygote
 from autograder.judge.vault import Vault
 from autograder.judge.verdict import save
+from autograder.judge.zygote import Zygote
 from autograder.labs import Lab, load_lab
 
 PR_SET_PDEATHSIG = 1

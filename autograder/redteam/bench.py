@@ -10,7 +10,8 @@ from typing import Any
 
 from autograder.checks import Outcome
 from autograder.judge.judge import SandboxRunner
-from autograder.judge.session import Cell, Notebook, Zygote
+from autograder.judge.session import Cell, Notebook
+from autograder.judge.zygote import Zygote
 from autograder.labs import Lab
 from autograder.question import Case, Question
 from autograder.student import AnswerInPlace

@@ -12,7 +12,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
 from autograder.judge.cells import Cell, plain_python
 from autograder.judge.intake import load_release
-from autograder.judge.session import Zygote
+from autograder.judge.zygote import Zygote
 from autograder.labs import load_lab
 
 TINY = Path(__file__).parent / "data" / "labs" / "00_tiny"

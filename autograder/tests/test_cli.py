@@ -11,8 +11,9 @@ import pytest
 from autograder import cli, doctor
 from autograder.judge import cycle, session
 from autograder.judge.cycle import Progress
-from autograder.judge.session import Outcome, Problem, SandboxError
+from autograder.judge.session import Outcome, Problem
 from autograder.judge.verdict import CycleError
+from autograder.judge.zygote import SandboxError
 
 OURS = ("release", "grade", "judge", "record", "feedback", "export")
 

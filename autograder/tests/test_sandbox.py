@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from autograder.judge import session as session_module
-from autograder.judge.session import Cell, Notebook, SandboxError, Zygote, read_peak, start_peak
+from autograder.judge.session import Cell, Notebook, Session, read_peak, start_peak
+from autograder.judge.zygote import SandboxError, Zygote
 from autograder.sandbox import runner, stub, wire
 from autograder.sandbox import zygote as zygote_module
 
@@ -322,7 +323,7 @@ def alive(pid):
 def test_a_session_runs_cells_and_answers_calls(zygote):
     """The whole way, in a process of its own."""
     notebook = Notebook([Cell("setup", "import torch, os"), Cell("f", "def f(x):\n    return x + 1, os.getpid()")])
-    with zygote.session(notebook) as session:
+    with Session(zygote, notebook) as session:
         outcome = session.call("f", [torch.ones(2)])
         assert outcome.ok and torch.equal(outcome.value[0], torch.full((2,), 2.0))
         assert outcome.value[1] == session.pid != os.getpid()
@@ -337,18 +338,18 @@ def test_a_cell_that_hangs_or_crashes_is_left_out(zygote, source, kind):
     """What it would have defined is missing; what the others define is there, before it and after it."""
     cells = [Cell("a", "def a():\n    return 1"), Cell("bad", source), Cell("b", "def b():\n    return 2")]
     notebook = Notebook(cells)
-    with zygote.session(notebook, seconds=1) as session:
+    with Session(zygote, notebook, seconds=1) as session:
         assert [session.call(name, []).value for name in ("a", "b")] == [1, 2]
     assert notebook.problems["bad"].kind == kind and notebook.guilty == {"bad"}
     start = time.monotonic()
-    zygote.session(notebook, seconds=1).close()
+    Session(zygote, notebook, seconds=1).close()
     assert time.monotonic() - start < 0.9, "a cell that hung once must not cost its deadline again"
 
 
 def test_too_many_bad_cells_end_the_session(zygote):
     """Each costs a restart; a notebook of nothing else is given up."""
     cells = [Cell(f"bad {i}", "import os\nos._exit(1)") for i in range(session_module.MAX_RESTARTS + 1)]
-    with zygote.session(Notebook([*cells, Cell("f", "def f():\n    return 1")])) as session:
+    with Session(zygote, Notebook([*cells, Cell("f", "def f():\n    return 1")])) as session:
         assert session.call("f", []).problem.kind == "crash"
 
 
@@ -388,7 +389,7 @@ def good():
 
 
 """
-    with zygote.session(Notebook([Cell("c", f"{helpers}def bad():\n    {body}")])) as session:
+    with Session(zygote, Notebook([Cell("c", f"{helpers}def bad():\n    {body}")])) as session:
         before = session.pid
         outcome = session.call("bad", [], seconds=1.5)
         assert (outcome.problem.kind, outcome.ok) == (kind, False)
@@ -408,7 +409,7 @@ if os.fork() == 0:
     os._exit(0)
 time.sleep(0.3)
 """
-    zygote.session(Notebook([Cell("daemon", source)])).close()
+    Session(zygote, Notebook([Cell("daemon", source)])).close()
     assert not alive(int(mark.read_text()))
 
 
@@ -416,7 +417,7 @@ def test_a_runner_inherits_no_secret_of_the_environment(zygote, monkeypatch):
     """Tokens of the grader's account stay with it."""
     monkeypatch.setenv("GRADER_TOKEN", "secret")
     source = "import os\n\n\ndef f():\n    return [sorted(os.environ), os.getcwd() == os.environ['HOME']]"
-    with Zygote() as own, own.session(Notebook([Cell("f", source)])) as session:
+    with Zygote() as own, Session(own, Notebook([Cell("f", source)])) as session:
         names, at_home = session.call("f", []).value
     assert "GRADER_TOKEN" not in names and at_home
 
@@ -425,7 +426,7 @@ def test_the_sandbox_refuses_the_course(zygote):
     """By name; the oracle is not one import away."""
     cells = [Cell(name, f"import {name}") for name in ("refimpl", "course", "labs", "autograder.judge")]
     notebook = Notebook([*cells, Cell("ok", "from autograder import open_lab\nopen_lab('x').check('y')")])
-    zygote.session(notebook).close()
+    Session(zygote, notebook).close()
     assert list(notebook.problems) == [cell.name for cell in cells]
     assert {problem.type for problem in notebook.problems.values()} == {"ImportError", "ModuleNotFoundError"}
 
@@ -434,7 +435,7 @@ def test_the_sandbox_refuses_the_course(zygote):
 def test_peak_memory_is_seen_from_outside(zygote):
     """Within a few per cent of what the call allocates, and nothing for a call that allocates nothing."""
     source = "import torch\n\n\ndef f(mib):\n    return torch.ones(mib, 1 << 18).sum()"
-    with zygote.session(Notebook([Cell("f", source)])) as session:
+    with Session(zygote, Notebook([Cell("f", source)])) as session:
         session.call("f", [1])
         small, large = (session.call("f", [mib], measure=True).peak_bytes / 2**20 for mib in (1, 64))
     assert small < 8 and 60 < large < 76
