@@ -8,6 +8,7 @@ student's own source lines, and of names from a closed list.
 import builtins
 import importlib.util
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from autograder.question import Case, Question
 from autograder.score import CaseResult, Report
 
 MAX_TEXT = 300
+TOTAL_SECONDS = 300.0  # of one submission in all, whatever its cells and calls may take one by one
 LITERAL = 120  # a student's own error message is shown when it stands in the notebook, up to this length
 ERRORS = {
     name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
@@ -35,6 +37,7 @@ DICT_KEYS = re.compile(r"a dict with keys \[.*\]", re.DOTALL)  # greedy: a key m
 OURS = {"AnswerMissing", "ForbiddenCall", "TooLarge"}
 SAYS = {
     "timeout": ("Timeout", "no result within {seconds:g} s"),
+    "overtime": ("NotRun", "not run: the notebook had used up the time that a submission has in all"),
     "crash": ("Crash", "the process that ran your code ended: an exit, a segmentation fault, or too much memory"),
     "garbled": ("Crash", "what came back was no reply of ours: an answer returns its result and talks to nobody else"),
 }
@@ -161,7 +164,7 @@ def judge_cells(lab: Lab, cells: Sequence[Cell], seed: int, zygote: Zygote | Non
     if zygote is None:
         with Zygote(lab.imports) as own:
             return judge_cells(lab, cells, seed, own)
-    notebook = Notebook(cells)
+    notebook = Notebook(cells, deadline=time.monotonic() + TOTAL_SECONDS)
     return {name: judge_question(lab, question, notebook, seed, zygote) for name, question in lab.checks.items()}
 
 

@@ -4,6 +4,7 @@ A `Notebook` is the cells of one submission and what went wrong in them; a `Sess
 has executed those cells. Whatever the runner does, a call comes back as an `Outcome` before its deadline.
 """
 
+import math
 import secrets
 import shutil
 import socket
@@ -35,8 +36,9 @@ class Cell:
 class Problem:
     """Something the student's code did instead of returning.
 
-    kind is "error" (an exception: type, message, and where), "timeout", "crash" (the process ended) or
-    "garbled" (a reply that is not ours). `message` is the runner's own words: for staff, never for feedback.
+    kind is "error" (an exception: type, message, and where), "timeout", "crash" (the process ended), "garbled"
+    (a reply that is not ours) or "overtime" (the submission's time in all is up). `message` is the runner's own
+    words: for staff, never for feedback.
     """
 
     kind: str
@@ -62,11 +64,19 @@ class Outcome:
 
 @dataclass
 class Notebook:
-    """The cells of one submission. Problems are kept across sessions, so a cell that hangs costs its deadline once."""
+    """The cells of one submission. Problems are kept across sessions, so a cell that hangs costs its deadline once.
+
+    `deadline` (monotonic seconds) is the submission's in all: many slow cells may not hold up a class either.
+    """
 
     cells: Sequence[Cell]
     problems: dict[str, Problem] = field(default_factory=dict)
     guilty: set[str] = field(default_factory=set)  # cells that hung or crashed and are left out from then on
+    deadline: float = math.inf
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - time.monotonic()
 
 
 class Session:
@@ -102,6 +112,8 @@ class Session:
         measure: bool = False,
     ) -> Outcome:
         """Call `answer` through `drive`; time it, and with `measure` read its peak memory, both from outside."""
+        if self.notebook.seconds_left <= 0:
+            return Outcome(problem=Problem("overtime"))
         if self.pid is None:
             return Outcome(problem=Problem("crash", message="too many cells of this notebook hang or crash"))
         form, blob = wire.encode((tuple(args), dict(kwargs or {})))
@@ -123,6 +135,8 @@ class Session:
     def _start(self) -> None:
         """Spawn and run the cells; a cell that hangs or crashes is left out and everything starts again."""
         for _ in range(MAX_RESTARTS + 1):
+            if self.notebook.seconds_left <= 0:
+                return
             self._spawn()
             if self._run_cells():
                 return
@@ -152,6 +166,7 @@ class Session:
 
     def _ask(self, request: dict, blob: bytes, seconds: float, measure: bool) -> Outcome:
         request_id = secrets.token_hex(8)
+        seconds = min(seconds, max(0.0, self.notebook.seconds_left))
         before = start_peak(self.pid) if measure else None
         start = time.monotonic()
         try:
@@ -163,7 +178,8 @@ class Session:
                 raise wire.WireError("a reply to another request")
             return _outcome(reply, out, wall_ms, peak)
         except TimeoutError:
-            return Outcome(problem=Problem("timeout"), wall_ms=seconds * 1000)
+            kind = "timeout" if self.notebook.seconds_left > 0 else "overtime"
+            return Outcome(problem=Problem(kind), wall_ms=seconds * 1000)
         except (EOFError, OSError):
             return Outcome(problem=Problem("crash"))
         except wire.WireError as problem:
