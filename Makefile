@@ -109,7 +109,7 @@ experiments: $(VENV)/.dev $(VENV)/.models  ## the claims of the source lectures,
 gpu:  ## the kernels' tests and timings on CUDA
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -q -c /dev/null --rootdir=. -p no:cacheprovider --import-mode=importlib \
 	  -W ignore::pytest.PytestUnknownMarkWarning -m gpu refimpl
-	PYTHONPATH=. $(GPU_PYTHON) -m refimpl.bench --gpu $(ARGS)
+	PYTHONPATH=. $(GPU_PYTHON) -m refimpl.bench --device gpu $(ARGS)
 
 clean:  ## remove caches and build products; never .venv, never my-course
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* htmlcov

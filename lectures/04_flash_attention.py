@@ -217,7 +217,7 @@ if kernel.HAS_TRITON:  # Triton's wheels exist for Linux
 # %%
 from refimpl import aot
 
-table = aot.report() if kernel.HAS_TRITON else []
+table = aot.report("flash_attention") if kernel.HAS_TRITON else []
 print("arch   kernel        tile     warps  registers  spills  shared KiB  tensor-core instructions")
 for r in (r for r in table if r["tensor_core"]):
     print(

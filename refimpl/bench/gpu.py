@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own convention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from refimpl.bench import suite
 from refimpl.bench.measure import provenance
 from refimpl.flash_attention.kernel import flash_attention
 from refimpl.flash_attention.simulator import attention_flops
@@ -30,13 +31,17 @@ def shapes() -> list[dict]:
 
 
 def run(device: str = "cuda", shapes_: list[dict] | None = None, softmax_cols=(1024, 4096, 16384), repeats=20) -> dict:
-    """Every shape, causal and full, forward and forward + backward, ours and the peers. A missing peer is a row too."""
+    """Every shape, causal and full, forward and forward + backward, ours and the peers; then what the cases add.
+
+    A missing peer is a row too.
+    """
     rows = []
     for shape, causal, backward in itertools.product(shapes_ or shapes(), (True, False), (False, True)):
         rows += attention_rows(device, shape, causal, backward, repeats)
     softmax = [row for cols in softmax_cols for row in softmax_rows(device, cols, repeats)]
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    return {"provenance": provenance(name), "repeats": repeats, "attention": rows, "softmax": softmax}
+    more = {n: suite.case(n).gpu(device, repeats) for n in suite.names() if hasattr(suite.case(n), "gpu")}
+    return {"provenance": provenance(name), "repeats": repeats, "cases": {"flash": rows, "softmax": softmax, **more}}
 
 
 def attention_rows(device: str, shape: dict, causal: bool, backward: bool, repeats: int) -> list[dict]:
@@ -51,7 +56,7 @@ def attention_rows(device: str, shape: dict, causal: bool, backward: bool, repea
     for name, attend in _contenders(causal).items():
         row = {"implementation": name, **shape, "causal": causal, "backward": backward}
         try:
-            seconds, memory = _measure(_step(attend, q, k, v, d_out, backward), device, repeats)
+            seconds, memory = measure(_step(attend, q, k, v, d_out, backward), device, repeats)
             row |= {"seconds": seconds, "tflops": flops / seconds / 1e12, "extra_bytes": memory}
         except RuntimeError as error:  # this backend does not cover this device or shape
             row["unavailable"] = str(error).splitlines()[0]
@@ -85,7 +90,7 @@ def softmax_rows(device: str, cols: int, repeats: int) -> list[dict]:
     x = torch.randn(4096 if device == "cuda" else 4, cols, device=device, dtype=dtype)
     rows = []
     for name, softmax in {"refimpl-triton": fused_softmax, "torch": lambda x: torch.softmax(x, -1)}.items():
-        seconds, _ = _measure(lambda softmax=softmax: softmax(x), device, repeats)
+        seconds, _ = measure(lambda softmax=softmax: softmax(x), device, repeats)
         gb_per_s = 2 * x.numel() * x.element_size() / seconds / 1e9
         rows.append(
             {"implementation": name, "rows": x.shape[0], "cols": cols, "seconds": seconds, "gb_per_s": gb_per_s}
@@ -93,7 +98,7 @@ def softmax_rows(device: str, cols: int, repeats: int) -> list[dict]:
     return rows
 
 
-def _measure(call, device: str, repeats: int) -> tuple[float, int | None]:
+def measure(call, device: str, repeats: int) -> tuple[float, int | None]:
     """(median seconds, peak bytes beyond what was allocated before)."""
     for _ in range(min(5, repeats)):
         call()  # compiles, and brings the clocks up

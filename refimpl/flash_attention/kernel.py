@@ -4,9 +4,12 @@ The kernels are in `forward_kernel` and `backward_kernel`; the loops are those o
 Source: Dao 2023, algorithms 1 and 2; split loops and exp2 as in Triton's tutorial 06.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 
-from refimpl._triton import HAS_TRITON, INTERPRET, Config, check_device, pick_config, triton
+from refimpl._triton import HAS_TRITON, INTERPRET, CompileJob, Config, check_device, pick_config, triton
 from refimpl.attention import check_qkv
 from refimpl.flash_attention.backward_kernel import dkv_kernel, dq_kernel
 from refimpl.flash_attention.forward_kernel import forward_kernel
@@ -120,3 +123,17 @@ def _launch(kernel, name, q, k, v, others, causal, scale, config):
         CAUSAL=causal, GROUP=heads // kv_heads, DIM=dim, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
+
+
+def compile_jobs(arch: int, everything: bool) -> Iterator[CompileJob]:
+    """What `refimpl.aot` compiles: head dimensions 64 and 128 in bfloat16, or every dimension, and float32 too."""
+    kernels = {"forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel}
+    statistics = {"lse_ptr": "*fp32", "delta_ptr": "*fp32"}
+    dims, dtypes = (HEAD_DIMS, ("bf16", "fp32")) if everything else ((64, 128), ("bf16",))
+    for name, dim, dtype in itertools.product(kernels, dims, dtypes):
+        c = CONFIGS[name][0 if dtype == "fp32" else arch][dim]
+        constants = {"CAUSAL": True, "GROUP": 4, "DIM": dim, "BLOCK_Q": c.block_q, "BLOCK_K": c.block_k}
+        # float32 products are asked for in full precision, which tensor cores do not have.
+        wanted = "half" if dtype == "bf16" else ""
+        title = f"{name} D{dim}"
+        yield CompileJob(title, kernels[name], constants, arch, c.num_warps, c.num_stages, dtype, wanted, statistics)

@@ -20,15 +20,15 @@ A100_SRAM_ELEMENTS = 192 * 1024 // 2  # 192 KiB of shared memory per multiproces
 class Traffic:
     """Elements read from and written to HBM."""
 
-    reads: float
-    writes: float
+    reads: float | int
+    writes: float | int
 
     @property
-    def total(self) -> float:
+    def total(self) -> float | int:
         """Elements moved in either direction."""
         return self.reads + self.writes
 
-    def bytes(self, itemsize: int) -> float:
+    def bytes(self, itemsize: int) -> float | int:
         """Bytes moved where one element takes `itemsize` of them."""
         return self.total * itemsize
 
@@ -221,11 +221,11 @@ class Pass(NamedTuple):
     algorithm: str
     phase: str
     name: str
-    reads: float
-    writes: float
+    reads: float | int
+    writes: float | int
 
     @property
-    def elements(self) -> float:
+    def elements(self) -> float | int:
         return self.reads + self.writes
 
 

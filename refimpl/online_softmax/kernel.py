@@ -4,9 +4,11 @@ Eager PyTorch's three passes move 5 elements per score (read for max, read for s
 plus temporaries); this moves 2, and the bound is memory bandwidth.
 """
 
+from collections.abc import Iterator
+
 import torch
 
-from refimpl._triton import HAS_TRITON, INTERPRET, check_device, tl, triton
+from refimpl._triton import HAS_TRITON, INTERPRET, CompileJob, check_device, tl, triton
 
 __all__ = ["HAS_TRITON", "INTERPRET", "fused_softmax", "softmax_kernel"]
 
@@ -52,3 +54,8 @@ def fused_softmax(x: torch.Tensor) -> torch.Tensor:
         warps = min(max(block // 1024, 1), 16)  # about 32 elements per thread; a row of 2**15 and more shares 16 warps
         softmax_kernel[(n_rows,)](x, y, x.stride(0), y.stride(0), n_cols, BLOCK_COLS=block, num_warps=warps)
     return y
+
+
+def compile_jobs(arch: int, everything: bool) -> Iterator[CompileJob]:
+    """What `refimpl.aot` compiles: one row of 4,096 columns."""
+    yield CompileJob("softmax", softmax_kernel, {"BLOCK_COLS": 4096}, arch, num_warps=4, num_stages=3)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from refimpl import aot
-from refimpl._triton import HAS_TRITON
+from refimpl._triton import HAS_TRITON, CompileJob
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, whose wheels are for Linux only")
 
@@ -24,14 +24,14 @@ def test_every_shipped_configuration_compiles_and_none_spills():
     command = [sys.executable, "-m", "refimpl.aot", "--check", "--all"]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "50 kernels compile, none spills" in done.stderr
+    assert f"{len(aot.jobs(everything=True))} kernels compile, none spills" in done.stderr
 
 
 @needs_triton
 @pytest.mark.slow
 def test_report_gives_the_same_rows_to_a_notebook():
     """From a process that interprets: softmax and three attention kernels at two dimensions, on two architectures."""
-    rows = aot.report()
+    rows = aot.report("online_softmax", "flash_attention")
     assert len(rows) == 14
     assert {r["arch"] for r in rows} == {80, 90}
     assert all(r["tensor_core"] > 0 for r in rows if not r["kernel"].startswith("softmax"))
@@ -46,8 +46,9 @@ os.environ["TRITON_INTERPRET"] = "0"
 from refimpl import aot
 from refimpl.flash_attention.kernel import dkv_kernel
 constants = {"CAUSAL": True, "GROUP": 4, "DIM": 64, "BLOCK_Q": 64, "BLOCK_K": 64}
-job = aot.Job("dkv", dkv_kernel, constants, 80, 4, 2)
-print(aot.problems(aot.compile_job(job), job.tensor_cores))
+types = {"lse_ptr": "*fp32", "delta_ptr": "*fp32"}
+job = aot.CompileJob("dkv", dkv_kernel, constants, 80, 4, 2, types=types)
+print(aot.problems(aot.compile_job(job), job.tensor_core))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -65,16 +66,16 @@ print(aot.problems(aot.compile_job(job), job.tensor_cores))
 )
 def test_each_defect_is_named_with_a_way_out(change, complaint):
     """A row that is fine gives nothing; each defect gives one sentence."""
-    assert aot.problems(GOOD, tensor_cores=True) == []
-    (sentence,) = aot.problems(GOOD._replace(**change), tensor_cores=True)
+    assert aot.problems(GOOD, "half") == []
+    (sentence,) = aot.problems(GOOD._replace(**change), "half")
     assert complaint in sentence and "sm_90 dkv D64 64x128" in sentence
 
 
 def test_softmax_and_float32_need_no_tensor_cores():
     """Only half-precision products are held to them."""
-    assert aot.problems(GOOD._replace(tensor_core=0), tensor_cores=False) == []
-    assert not aot.Job("dq", None, {"DIM": 64}, 90, 4, 2, "fp32").tensor_cores
-    assert not aot.Job("softmax", None, {"BLOCK_COLS": 64}, 90, 4, 2).tensor_cores
+    assert aot.problems(GOOD._replace(tensor_core=0), "") == []
+    wanted = {(job.name.split()[0] == "softmax", job.dtype): job.tensor_core for job in aot.jobs(everything=True)}
+    assert wanted[True, "bf16"] == wanted[False, "fp32"] == "" and wanted[False, "bf16"] == "half"
 
 
 def test_the_table_has_one_line_per_row():
@@ -85,11 +86,13 @@ def test_the_table_has_one_line_per_row():
 
 def test_arguments_are_typed_as_a_launch_would_specialize_them():
     """Pointers aligned, statistics in float32, strides divisible, lengths not: else no copy would be asynchronous."""
-    assert aot.argument_type("q_ptr", "bf16") == ("*bf16", 16)
-    assert aot.argument_type("lse_ptr", "bf16") == ("*fp32", 16)
-    assert aot.argument_type("k_head", "bf16") == ("i32", 16)
-    assert aot.argument_type("q_len", "bf16") == ("i32", 1)
-    assert aot.argument_type("scale", "bf16") == ("fp32", 1)
+    job = CompileJob("dq", None, {}, 90, types={"lse_ptr": "*fp32", "threshold": "fp32"})
+    assert aot.argument_type("q_ptr", job) == ("*bf16", 16)
+    assert aot.argument_type("lse_ptr", job) == ("*fp32", 16)
+    assert aot.argument_type("threshold", job) == ("fp32", 1)
+    assert aot.argument_type("k_head", job) == ("i32", 16)
+    assert aot.argument_type("q_len", job) == ("i32", 1)
+    assert aot.argument_type("scale", job) == ("fp32", 1)
 
 
 @needs_triton
@@ -97,7 +100,9 @@ def test_arguments_are_typed_as_a_launch_would_specialize_them():
 def test_check_fails_exactly_where_a_row_has_a_defect(monkeypatch, capsys, spills, code):
     """The exit code is what CI sees; without --check the table alone is no failure."""
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))  # main sets it: put it back after
-    monkeypatch.setattr(aot, "jobs", lambda everything: [aot.Job("dkv", None, {"DIM": 64}, 90, 8, 2)])
+    monkeypatch.setattr(
+        aot, "jobs", lambda parts, everything: [CompileJob("dkv", None, {}, 90, 8, 2, tensor_core="half")]
+    )
     monkeypatch.setattr(aot, "compile_job", lambda job: GOOD._replace(spills=spills))
     assert aot.main(["--check"]) == code
     assert aot.main([]) == 0
@@ -117,5 +122,9 @@ def test_without_triton_there_is_nothing_to_compile(monkeypatch, capsys):
 
 @needs_triton
 def test_jobs_are_what_is_shipped():
-    """14 by default, 50 with every dimension and precision."""
-    assert len(aot.jobs()) == 14 and len(aot.jobs(everything=True)) == 50
+    """Attention and softmax: 14 by default, 50 with every dimension and precision. Other modules are refused."""
+    parts = ("online_softmax", "flash_attention")
+    assert len(aot.jobs(parts)) == 14 and len(aot.jobs(parts, everything=True)) == 50
+    assert set(parts) <= set(aot.modules())
+    with pytest.raises(ValueError, match="no kernels in roofline; there are some in flash_attention"):
+        aot.jobs(["roofline"])

@@ -6,9 +6,10 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own convention
 
 from refimpl.attention import naive_attention
-from refimpl.bench.measure import in_fresh_process, interleaved, median_ratio, peak_growth, processor, provenance
+from refimpl.bench.measure import in_fresh_process, interleaved, median_ratio, peak_growth
 from refimpl.flash_attention.eager import flash_attention
 
+TITLE = "tiled attention against PyTorch's SDPA (time) and the naive form (memory)"
 SHAPE = {"batch": 1, "heads": 2, "seq": 8192, "dim": 64}
 SLOWEST_OF_SDPA = 2.0  # the tiled form may take this many times SDPA's time
 SMALLEST_SAVING = 15.0  # and must need this many times less extra memory than the naive form
@@ -38,25 +39,16 @@ def extra_bytes(name: str, causal: bool, shape: dict) -> int:
     return peak_growth(lambda: attend(*qkv))
 
 
-def run(shape: dict | None = None, runs: int = 5) -> dict:
-    """All rows with their ratios; about a minute."""
-    shape = shape or SHAPE
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        rows = [row for causal in (True, False) for row in _rows(causal, shape, runs)]
-    finally:
-        torch.set_num_threads(threads)
-    return {"provenance": provenance(processor()), "shape": shape, "threads": 1, "runs": runs, "rows": rows}
+def run(runs: int = 5) -> list[dict]:
+    """Causal and full, each contender; about a minute."""
+    return [row for causal in (True, False) for row in _rows(causal, SHAPE, runs)]
 
 
 def _rows(causal: bool, shape: dict, runs: int) -> list[dict]:
     qkv = inputs(**shape)
     calls = {name: lambda attend=attend: attend(*qkv) for name, attend in contenders(causal).items()}
     seconds = interleaved(calls, runs)
-    memory = {
-        n: in_fresh_process("refimpl.bench.cpu", "extra_bytes", name=n, causal=causal, shape=shape) for n in calls
-    }
+    memory = {n: in_fresh_process(__name__, "extra_bytes", name=n, causal=causal, shape=shape) for n in calls}
     return [
         {
             "causal": causal,
@@ -70,10 +62,10 @@ def _rows(causal: bool, shape: dict, runs: int) -> list[dict]:
     ]
 
 
-def problems(result: dict) -> list[str]:
+def problems(rows: list[dict]) -> list[str]:
     """Where the tiled form misses its bounds, in words."""
     found = []
-    for row in (r for r in result["rows"] if r["implementation"] == "tiled"):
+    for row in (r for r in rows if r["implementation"] == "tiled"):
         where = f"tiled, {'causal' if row['causal'] else 'full'}"
         if row["time_over_sdpa"] > SLOWEST_OF_SDPA:
             found.append(f"{where}: {row['time_over_sdpa']} times SDPA's time, at most {SLOWEST_OF_SDPA} allowed")
