@@ -248,7 +248,7 @@ def pass_table(n: int = 1024, dim: int = 64, sram_elements: int = A100_SRAM_ELEM
     return rows
 
 
-def table_bytes(algorithm: str, *, phase: str | None = None, itemsize: int = 2) -> float:
+def table_bytes(algorithm: str, *, phase: str | None = None, itemsize: int = 2) -> float | int:
     """Bytes of all heads and sequences of the published shape, summed over the rows of one algorithm (and phase)."""
     shape = GPT2_MEDIUM
     rows = [r for r in pass_table(shape["n"], shape["dim"]) if r.algorithm == algorithm and phase in (None, r.phase)]
