@@ -25,7 +25,8 @@ MAX_DEPTH = 60
 STUDENT = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9_.@-]{0,63}")
 MISSING = "# This cell was missing from the submission."
 _ALWAYS = (0,)  # a collecting service may run as root
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Possessive, and content with a string that never ends: a hostile text costs one pass, not one pass per quote.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 
 

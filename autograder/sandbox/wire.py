@@ -23,7 +23,8 @@ MAX_BLOB = 256 << 20
 MAX_DEPTH = 40
 MAX_NAME = 80
 _LENGTHS = struct.Struct("<II")
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive, and content with a string that never ends: a hostile text costs one pass, not one pass per quote.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 
 
