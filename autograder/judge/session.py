@@ -127,9 +127,14 @@ class Session:
     def close(self) -> None:
         if self.pid is None:
             return
+        pid, self.pid = self.pid, None
+        try:
+            self.zygote.kill(pid)
+        finally:
+            self._tidy()
+
+    def _tidy(self) -> None:
         self.sock.close()
-        self.zygote.kill(self.pid)
-        self.pid = None
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self) -> None:
@@ -146,7 +151,11 @@ class Session:
         self.folder = tempfile.mkdtemp(prefix="session-")
         self.sock, theirs = socket.socketpair()
         with theirs:
-            self.pid = self.zygote.spawn(theirs, self.folder, self.memory_bytes)
+            try:
+                self.pid = self.zygote.spawn(theirs, self.folder, self.memory_bytes)
+            except BaseException:  # the zygote is gone: leave no socket and no folder behind
+                self._tidy()
+                raise
 
     def _run_cells(self) -> bool:
         for cell in self.notebook.cells:

@@ -1,26 +1,39 @@
-"""Judge many submissions at once: worker processes, each with a zygote of its own, that write verdict files."""
+"""Judge many submissions at once: worker processes, each with a zygote of its own, that write verdict files.
 
+Every worker process is a pool of one: when it dies or stops answering, it is replaced and only the submission it had
+is tried again. A submission that hangs ends by itself (judge.TOTAL_SECONDS); the patience here is for a judge that
+hangs. The wait for a free GPU comes before it.
+"""
+
+import contextlib
 import ctypes
+import errno
 import multiprocessing
+import os
+import queue
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from autograder.judge.cells import Release
 from autograder.judge.intake import load_release
-from autograder.judge.judge import judge_notebook
+from autograder.judge.judge import TOTAL_SECONDS, judge_notebook
+from autograder.judge.slots import gpu_slot, gpus_of
 from autograder.judge.vault import Vault
-from autograder.judge.verdict import save
-from autograder.judge.zygote import Zygote
+from autograder.judge.verdict import CycleError, save
+from autograder.judge.zygote import SandboxError, Zygote
 from autograder.labs import Lab, load_lab
 
 PR_SET_PDEATHSIG = 1
+PATIENCE = TOTAL_SECONDS + 120  # seconds for a submission's deadline in all, booting a zygote, and the oracle's share
+ATTEMPTS = 2
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,10 @@ class Job:
     seed: int
     draw: str
     vault: Path
+    gpu: str | None = None  # the device that whoever asks holds for it; None: the worker waits for one, "": none needed
+
+
+# --- the pool, in the process that was started ----------------------------------------------------------
 
 
 def run_jobs(waiting: Sequence[Job], jobs: int) -> Iterator[tuple[str, str]]:
@@ -42,21 +59,82 @@ def run_jobs(waiting: Sequence[Job], jobs: int) -> Iterator[tuple[str, str]]:
             for job in waiting:
                 yield job.student, worker.judge(job)
         return
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(min(jobs, len(waiting)), context, initializer=start_worker) as pool:
-        futures = {pool.submit(in_worker, job): job.student for job in waiting}
-        for future in as_completed(futures):
-            try:
+    free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+    slots = [Slot() for _ in range(min(jobs, len(waiting)))]
+    for slot in slots:
+        free.put(slot)
+    with ThreadPoolExecutor(len(slots)) as threads:
+        futures = {threads.submit(in_free_slot, free, job): job.student for job in waiting}
+        try:
+            for future in as_completed(futures):
                 yield futures[future], future.result()
+        finally:  # the end, or the caller's: a full disk, Ctrl-C
+            threads.shutdown(wait=False, cancel_futures=True)
+            for slot in slots:
+                slot.close()
+
+
+def in_free_slot(free: "queue.SimpleQueue[Slot]", job: Job) -> str:
+    slot = free.get()
+    try:
+        return slot.judge(job)
+    finally:
+        free.put(slot)
+
+
+class Slot:
+    """One worker process, made when first needed and again after it died."""
+
+    def __init__(self) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+        self.pid = 0
+        self.closed = False
+
+    def judge(self, job: Job) -> str:
+        """What the worker says; a second one is asked when the first dies over it."""
+        for _ in range(ATTEMPTS):
+            if self.closed:
+                return "not judged: the run was stopped"
+            try:
+                return self.ask(job)
             except BrokenProcessPool:
-                yield futures[future], "the judge's own process ended; run the command again"
+                self.drop()
+            except TimeoutError:
+                self.drop()
+                return f"the judge itself took more than {PATIENCE:.0f} s and was stopped; run the command again"
+        return f"the judge's own process ended {ATTEMPTS} times over this submission; run the command again"
+
+    def ask(self, job: Job) -> str:
+        if self.pool is None:
+            context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+            self.pool = ProcessPoolExecutor(1, context, initializer=start_worker)
+            self.pid = self.pool.submit(os.getpid).result(PATIENCE)
+        with gpu_slot(gpus_of(load_lab(job.lab))) as gpu:
+            return self.pool.submit(in_worker, replace(job, gpu=gpu or "")).result(PATIENCE)
+
+    def drop(self) -> None:
+        """End the worker process; its zygote follows it, and the runners their zygote."""
+        pool, self.pool = self.pool, None
+        if pool is not None:
+            with contextlib.suppress(ProcessLookupError):
+                if self.pid:
+                    os.kill(self.pid, signal.SIGKILL)
+            pool.shutdown(wait=True, cancel_futures=True)
+        self.pid = 0
+
+    def close(self) -> None:
+        self.closed = True
+        self.drop()
+
+
+# --- a worker -------------------------------------------------------------------------------------------
 
 
 class Worker:
-    """Judges one submission after another with one zygote."""
+    """Judges one submission after another, with one zygote per lab and GPU."""
 
     def __init__(self) -> None:
-        self.zygotes: dict[Path, Zygote] = {}
+        self.zygotes: dict[tuple[Path, str | None], Zygote] = {}
         self.labs: dict[Path, tuple[Lab, Release]] = {}
 
     def __enter__(self) -> "Worker":
@@ -67,29 +145,54 @@ class Worker:
             zygote.close()
 
     def judge(self, job: Job) -> str:
-        """Write the verdict; returns what went wrong, or ""."""
-        try:
-            if job.lab not in self.labs:
-                lab = load_lab(job.lab)
-                self.labs[job.lab] = lab, load_release(job.lab)
-            lab, release_ = self.labs[job.lab]
-            if job.lab not in self.zygotes:
-                self.zygotes[job.lab] = Zygote(lab.imports)
+        """Write the verdict; returns what went wrong, or "". A sandbox that broke is tried once more."""
+        says = ""
+        for attempt in range(ATTEMPTS):
+            try:
+                self.write_verdict(job)
+                return ""
+            except Exception as problem:
+                self.forget(job.lab)
+                if not isinstance(problem, (SandboxError, OSError)):
+                    return f"{type(problem).__name__}: {problem}"
+                if attempt:  # the first time, the disk may have been full of what the submission wrote
+                    refuse_if_full(problem, job.vault)
+                says = f"{type(problem).__name__}: {problem}"
+        return says
+
+    def write_verdict(self, job: Job) -> None:
+        if job.lab not in self.labs:
+            self.labs[job.lab] = load_lab(job.lab), load_release(job.lab)
+        lab, release_ = self.labs[job.lab]
+        with gpu_slot(gpus_of(lab) if job.gpu is None else ()) as free:
+            gpu = job.gpu or free
             verdict = judge_notebook(
                 lab, job.notebook, job.seed, student=job.student, draw=job.draw,
-                zygote=self.zygotes[job.lab], release=release_,
+                zygote=self.zygote(lab, gpu), release=release_,
             )  # fmt: skip
-            save(verdict, Vault(job.vault))
-        except Exception as problem:
-            self.forget(job.lab)
-            return f"{type(problem).__name__}: {problem}"
-        return ""
+        save(verdict, Vault(job.vault))
+
+    def zygote(self, lab: Lab, gpu: str | None) -> Zygote:
+        """The warm process of (lab, GPU): what it forks sees that GPU alone."""
+        if (lab.folder, gpu) not in self.zygotes:
+            if gpu is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            self.zygotes[lab.folder, gpu] = Zygote(lab.imports)
+        return self.zygotes[lab.folder, gpu]
 
     def forget(self, lab: Path) -> None:
         """After any trouble the next submission gets a new zygote."""
-        zygote = self.zygotes.pop(lab, None)
-        if zygote is not None:
-            zygote.close()
+        for key in [key for key in self.zygotes if key[0] == lab]:
+            self.zygotes.pop(key).close()
+
+
+def refuse_if_full(problem: BaseException, folder: Path) -> None:
+    """A full disk is nobody's fault and stops everybody: say so once, not once per student."""
+    if isinstance(problem, OSError) and problem.errno in FULL:
+        raise CycleError(
+            f"the disk that holds {folder} is full. Free some space and run the same command again: what was "
+            "finished is kept, and nothing is half written."
+        ) from None
 
 
 _worker: Worker | None = None
@@ -100,6 +203,7 @@ def start_worker() -> None:
     global _worker
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us in order
     torch.set_num_threads(1)
     _worker = Worker()
 

@@ -10,7 +10,7 @@ from autograder.judge import cycle, workers
 from autograder.judge.cycle import Course, Progress
 from autograder.judge.vault import Vault
 from autograder.judge.verdict import CycleError, load
-from autograder.judge.workers import Job, Worker, in_worker, run_jobs, start_worker
+from autograder.judge.workers import Job, Worker, in_worker, start_worker
 from autograder.labs import load_lab
 from autograder.synthetic import Classroom
 
@@ -293,34 +293,6 @@ def test_a_worker_process_judges_as_this_one_does(job, monkeypatch):
     finally:
         workers._worker.__exit__()
         monkeypatch.setattr(workers, "_worker", None)
-
-
-def test_a_pool_that_breaks_loses_nobody(job, monkeypatch):
-    """Whoever had no verdict yet is named, and the next run judges them."""
-
-    class Broken:
-        def __init__(self, *args, **kwargs):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exception):
-            pass
-
-        def submit(self, function, job):
-            from concurrent.futures import Future
-
-            future = Future()
-            future.set_exception(workers.BrokenProcessPool())
-            return future
-
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", Broken)
-    other = Job(**{**vars(job), "student": "ben"})
-    assert {name: "run the command again" in says for name, says in run_jobs([job, other], 2)} == {
-        "ann": True,
-        "ben": True,
-    }
 
 
 def test_there_is_at_least_one_worker():
