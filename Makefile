@@ -22,7 +22,7 @@ PYTEST := $(ONE_THREAD) $(PY) -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help lab test e2e prove grade bench experiments gpu notebooks models doctor lint format clean
+.PHONY: help lab test aot e2e prove grade bench experiments gpu notebooks models doctor lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## /  make \1~/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{printf "%-18s %s\n", $$1, $$2}'
@@ -103,6 +103,16 @@ bench: $(VENV)/.dev $(VENV)/.models  ## ratios to named peers on this machine
 
 experiments: $(VENV)/.dev $(VENV)/.models  ## the claims of the source lectures, tried small; ARGS="38 --force" runs one anew
 	$(ONE_THREAD) $(PY) -m refimpl.experiments $(ARGS)
+
+# The oldest Triton that pyproject.toml allows, in a folder of its own; constraints.txt pins the newest.
+$(VENV)/triton-3.6: | $(VENV)/.labs
+	@echo "    Triton 3.6 beside the pinned one (640 MB on disk)"
+	@$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --target $@ triton==3.6.0
+
+aot: $(VENV)/.dev $(VENV)/triton-3.6  ## every kernel compiles for A100 and H100, and runs, on the oldest and newest Triton
+	$(PY) -m refimpl.aot --check --all $(ARGS)
+	PYTHONPATH=$(VENV)/triton-3.6 $(PY) -m refimpl.aot --check --all $(ARGS)
+	PYTHONPATH=$(VENV)/triton-3.6 $(PYTEST) -m "not e2e and not slow" $(wildcard refimpl/tests/test_*kernel*.py)
 
 # No environment: a GPU machine has its own torch and Triton, and needs only numpy and pytest beside them. Hence no
 # settings from pyproject.toml, which name plugins that may be missing there.

@@ -10,6 +10,19 @@ from typing import NamedTuple
 
 import torch
 
+from refimpl._compile_job import CompileJob
+
+__all__ = [
+    "HAS_TRITON",
+    "INTERPRET",
+    "CompileJob",
+    "Config",
+    "check_device",
+    "pick_config",
+    "tl",
+    "triton",
+]
+
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 if HAS_TRITON:
@@ -53,24 +66,6 @@ class Config(NamedTuple):
     block_k: int  # keys per tile
     num_warps: int = 4
     num_stages: int = 2  # tiles of K and V in flight; each needs shared memory
-
-
-class CompileJob(NamedTuple):
-    """One kernel in one shipped configuration; modules with kernels yield them from `compile_jobs(arch, everything)`.
-
-    Argument types follow from names: `…_ptr` points to `dtype` or what `types` says; `…_stride`, `…_batch`, `…_head`
-    and `…_seq` are int32 divisible by 16; `scale` is a float; everything else is any int32.
-    """
-
-    name: str  # as the table of `refimpl.aot` shows it
-    kernel: object
-    constants: dict  # the tl.constexpr arguments; those named BLOCK_… are the tile
-    arch: int
-    num_warps: int = 4
-    num_stages: int = 2
-    dtype: str = "bf16"
-    tensor_core: str = ""  # the matrix unit that its products must reach: "half", "int8", or none
-    types: dict = {}  # argument -> Triton type, where the name does not tell: {"codes_ptr": "*i8"}  # noqa: RUF012
 
 
 def pick_config(table: dict, dim: int, dtype: torch.dtype, arch: int | None = None) -> Config:

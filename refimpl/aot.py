@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from refimpl._triton import CompileJob
+from refimpl._compile_job import CompileJob
 
 HERE = Path(__file__).parent
 ARCHS = (80, 90)
