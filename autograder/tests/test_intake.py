@@ -4,13 +4,15 @@ import copy
 import json
 import os
 import pwd
+import socket
+import time
 
 import nbformat
 import pytest
 
 from autograder.judge import intake
-from autograder.judge.cells import fingerprint, grade_id, kind, plain_python, runnable
-from autograder.judge.intake import Refused, load_release, parse, read_bytes, repair, take_in
+from autograder.judge.cells import Release, fingerprint, grade_id, kind, plain_python, runnable
+from autograder.judge.intake import Refused, load_release, parse, read_bytes, read_notebook, repair, take_in
 
 
 @pytest.fixture
@@ -72,6 +74,70 @@ def test_what_is_no_file_is_refused(tmp_path, make):
         read_bytes(tmp_path / "lab.ipynb")
 
 
+def test_no_folder_on_the_way_may_be_a_link(tmp_path, notebook):
+    """Below the folder that staff named: a link there reads another student's notebook as this one's."""
+    home = tmp_path / "inbox" / "ben" / "03"
+    home.mkdir(parents=True)
+    (home / "lab.ipynb").write_text(nbformat.writes(notebook))
+    (tmp_path / "inbox" / "ann").symlink_to(tmp_path / "inbox" / "ben")
+    assert read_bytes(home / "lab.ipynb", root=tmp_path / "inbox")
+    with pytest.raises(Refused, match="the folder 'ann' on its path is a link") as refusal:
+        read_bytes(tmp_path / "inbox" / "ann" / "03" / "lab.ipynb", root=tmp_path / "inbox")
+    assert "ann" not in refusal.value.student and "hand in the notebook itself" in refusal.value.student
+    (tmp_path / "named").symlink_to(tmp_path / "inbox")  # the instructor's own link is the instructor's business
+    assert read_bytes(tmp_path / "named" / "ben" / "03" / "lab.ipynb", root=tmp_path / "named")
+
+
+def test_a_second_name_of_somebody_elses_file_is_refused(tmp_path, handed_in, notebook):
+    """A hard link reads like a file of one's own; a backup of the course's own copies by hard links is no harm."""
+    path = handed_in(notebook)
+    os.link(path, tmp_path / "ann.ipynb")
+    with pytest.raises(Refused, match="2 names"):
+        read_bytes(tmp_path / "ann.ipynb", root=tmp_path)
+    assert read_bytes(tmp_path / "ann.ipynb")
+
+
+def test_a_socket_is_refused(tmp_path, monkeypatch):
+    """Opening one fails, and says so."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("lab.ipynb")
+        with pytest.raises(Refused, match="link or cannot be read"):
+            read_bytes(tmp_path / "lab.ipynb")
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(monkeypatch, handed_in, notebook):
+    """What was looked at must be what was read."""
+    path = handed_in(notebook)
+    honest = intake._read
+
+    def slow(handle):
+        content = honest(handle)
+        path.write_text("{}" * 5000)
+        return content
+
+    monkeypatch.setattr(intake, "_read", slow)
+    with pytest.raises(Refused, match="changed while it was read") as refusal:
+        read_bytes(path)
+    assert "hand it in again" in refusal.value.student
+
+
+def test_a_file_put_in_anothers_place_is_not_read(monkeypatch, tmp_path, handed_in, notebook):
+    """Every question is asked of the open file: a swap after the look reads what was looked at."""
+    path = handed_in(notebook)
+    secret = tmp_path / "secret"
+    secret.write_text("the gradebook")
+    honest = intake._refuse_odd_file
+
+    def swap(*arguments, **options):
+        honest(*arguments, **options)
+        path.unlink()
+        path.symlink_to(secret)
+
+    monkeypatch.setattr(intake, "_refuse_odd_file", swap)
+    assert b"gradebook" not in read_bytes(path, root=tmp_path)
+
+
 def test_a_missing_file_is_said(tmp_path):
     """By its name, not by a traceback."""
     with pytest.raises(Refused, match=r"lab\.ipynb is missing"):
@@ -92,8 +158,9 @@ def test_the_owner_must_be_the_student_where_that_is_an_account(monkeypatch, han
     somebody = next(entry for entry in pwd.getpwall() if entry.pw_uid != 0)
     monkeypatch.setattr(intake.os, "getuid", lambda: -1)
     monkeypatch.setattr(intake, "_ALWAYS", ())
-    with pytest.raises(Refused, match="another account"):
+    with pytest.raises(Refused, match=r"another account.*ask how it came there") as refusal:
         read_bytes(path, somebody.pw_name)
+    assert str(path.parent) not in refusal.value.student and "a file of your own" in refusal.value.student
     assert read_bytes(path, "no-such-account-here")
     assert read_bytes(path, pwd.getpwuid(path.stat().st_uid).pw_name)
 
@@ -110,13 +177,115 @@ def test_what_is_no_notebook_is_refused(text):
         parse(text)
 
 
-def test_an_old_notebook_without_cell_ids_is_read(notebook):
+PROSE = {"cell_type": "markdown", "metadata": {}, "source": ""}
+BOMBS = {
+    "many lists": b'{"a": [' + b"[]," * 300_000 + b"[]]}",
+    "many numbers": b'{"a": [' + b"1," * 3_100_000 + b"1]}",
+    "a string without an end": b'"' + b'\\"' * 2_000_000,
+    "strings without an end": b'{"' * 1_000_000,
+    "a number without an end": b'{"nbformat": ' + b"9" * 1_000_000 + b"}",
+    "many cells": json.dumps(
+        {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [PROSE] * 2000}
+    ).encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_bomb_is_refused_in_the_time_of_one_look(text):
+    """Small as text, large or endless to build. The string without an end once took time quadratic in its length."""
+    start = time.process_time()
+    with pytest.raises(Refused, match="not a"):
+        parse(text)
+    assert time.process_time() - start < 5
+
+
+# --- what editors do ------------------------------------------------------------------------------------
+
+
+def as_dict(notebook):
+    return json.loads(nbformat.writes(notebook))
+
+
+def without_ids(notebook, minor=4):
     """Some editors write format 4.4."""
-    data = json.loads(nbformat.writes(notebook))
-    data["nbformat_minor"] = 4
+    data = as_dict(notebook)
+    data["nbformat_minor"] = minor
     for cell in data["cells"]:
         del cell["id"]
-    assert len(parse(json.dumps(data).encode()).cells) == len(notebook.cells)
+    return json.dumps(data).encode()
+
+
+def colab(notebook):
+    """Format 4.0, ids and outputs' ids in the metadata, a section about itself."""
+    data = json.loads(without_ids(notebook, minor=0))
+    data["metadata"] |= {"colab": {"provenance": [], "toc_visible": True}, "accelerator": "GPU"}
+    for number, cell in enumerate(data["cells"]):
+        cell["metadata"] |= {"id": f"aB{number}", "colab": {"base_uri": "https://localhost"}, "outputId": "x"}
+    return json.dumps(data).encode()
+
+
+def vs_code(notebook):
+    """Its language's name in the cells; and it once wrote ids into a format that has none."""
+    data = as_dict(notebook)
+    data["nbformat_minor"] = 2
+    for cell in data["cells"]:
+        cell["metadata"]["vscode"] = {"languageId": "python"}
+    return json.dumps(data).encode()
+
+
+def windows_line_ends(notebook):
+    """In the file, and inside every cell."""
+    data = as_dict(notebook)
+    for cell in data["cells"]:
+        cell["source"] = "".join(cell["source"]).replace("\n", "\r\n")
+    return json.dumps(data, indent=1).replace("\n", "\r\n").encode()
+
+
+def damaged_outputs(notebook):
+    """An output that is none."""
+    data = as_dict(notebook)
+    next(cell for cell in data["cells"] if cell["cell_type"] == "code")["outputs"] = [{"output_type": "lost"}]
+    return json.dumps(data).encode()
+
+
+def half_a_character(notebook):
+    """A lone surrogate cannot be written as UTF-8: nbgrader would stop at it."""
+    notebook.cells[0].source += "@half@"
+    return nbformat.writes(notebook).replace("@half@", "\\ud83d").encode()
+
+
+EDITORS = {
+    "a byte order mark": lambda n: b"\xef\xbb\xbf" + nbformat.writes(n).encode(),
+    "UTF-16": lambda n: nbformat.writes(n).encode("utf-16"),
+    "format 3": lambda n: nbformat.writes(nbformat.convert(n, 3), version=3).encode(),
+    "format 4.4": without_ids,
+    "Colab": colab,
+    "VS Code": vs_code,
+    "Windows line ends": windows_line_ends,
+    "damaged outputs": damaged_outputs,
+    "half a character": half_a_character,
+}
+
+
+@pytest.mark.parametrize("edit", EDITORS.values(), ids=EDITORS)
+def test_what_an_editor_made_of_the_file_is_mended(tiny_release, notebook, edit):
+    """The same cells run as if it had not happened, and reading twice gives the same notebook."""
+    find(notebook, "spread").source = "def spread(x):\n    return x.max() - x.min()\n"
+    wanted = fingerprint(runnable(notebook, tiny_release))
+    content = edit(notebook)
+    read, notes = read_notebook(content)
+    repaired_, more = repair(read, tiny_release)
+    assert fingerprint(runnable(repaired_, tiny_release)) == wanted
+    assert nbformat.writes(read) == nbformat.writes(read_notebook(content)[0])
+    nbformat.writes(repaired_).encode("utf-8")
+    assert not any("missing" in note.student for note in more), more
+    assert all(note.staff for note in notes)
+
+
+def test_ordinary_escapes_are_no_half_characters():
+    """A pair is one character; an escaped backslash before u is text."""
+    assert intake._decode(rb'"\ud83d\ude00 \\ud83d \u00e9"') == (r'"\ud83d\ude00 \\ud83d \u00e9"', [])
+    assert intake._decode(rb'"\ude00"')[0] == r'"\ufffd"'
 
 
 def test_a_missing_release_says_how_to_build_it(tmp_path):
@@ -207,6 +376,61 @@ def test_lost_labels_are_found_again_by_id_or_text(tiny_release, notebook):
             cell["id"] = "random"
     _, told = repaired(notebook, tiny_release)
     assert told.count("lost its label") == 2
+
+
+def test_a_split_solution_counts_as_a_whole(tiny_release, notebook):
+    """Jupyter copies the label to both halves: one keeps it, both run, in order."""
+    index = notebook.cells.index(find(notebook, "spread"))
+    second = copy.deepcopy(notebook.cells[index])
+    second["id"] = "second"
+    notebook.cells[index].source, second.source = "def half(x):\n    return x", "def spread(x):\n    return half(x)"
+    notebook.cells.insert(index + 1, second)
+    result, _ = repaired(notebook, tiny_release)
+    sources = [cell.source for cell in runnable(result, tiny_release)]
+    assert sources.index("def half(x):\n    return x\n") + 1 == sources.index("def spread(x):\n    return half(x)\n")
+
+
+def test_a_split_answer_in_prose_is_joined(tiny_release, notebook):
+    """A person reads the graded cell: all of the answer must stand in it."""
+    index = notebook.cells.index(find(notebook, "why"))
+    second = copy.deepcopy(notebook.cells[index])
+    second["id"], second.source = "second", "and the second half"
+    notebook.cells[index].source += " the first half"
+    notebook.cells.insert(index + 1, second)
+    result, told = repaired(notebook, tiny_release)
+    assert "we joined them" in told
+    assert find(result, "why").source.endswith("the first half\n\nand the second half")
+
+
+def test_a_copied_answer_in_prose_is_not_doubled(tiny_release, notebook):
+    """The same text twice is a copy, and so is a first draft that the answer contains."""
+    index = notebook.cells.index(find(notebook, "why"))
+    second = copy.deepcopy(notebook.cells[index])
+    second["id"] = "second"
+    second.source += " and more"
+    notebook.cells.insert(index + 1, second)
+    _, told = repaired(notebook, tiny_release)
+    assert "was there twice" in told and "joined" not in told
+
+
+def test_a_solution_merged_with_its_check_still_runs(tiny_release, notebook):
+    """The check is put back; its call inside the answer does nothing while grading."""
+    solution, check = find(notebook, "spread"), find(notebook, "check-spread")
+    solution.source = "def spread(x):\n    return 1\n\n" + check.source
+    notebook.cells.remove(check)
+    result, told = repaired(notebook, tiny_release)
+    assert "`check-spread` was missing" in told and "def spread" in find(result, "spread").source
+
+
+def test_an_answer_merged_into_another_cell_is_found_by_its_heading(notebook):
+    """Merging keeps the first cell's label, which may be none."""
+    release = Release(copy.deepcopy(notebook))
+    release.graded["why"].source = "## Question 3. Why\n\nYOUR ANSWER HERE"
+    index = notebook.cells.index(find(notebook, "why"))
+    merged = nbformat.v4.new_markdown_cell("my notes\n\n## Question 3. Why\n\nbecause", id="notes")
+    notebook.cells[index] = merged
+    result, told = repaired(notebook, release)
+    assert "`why` had lost its label" in told and find(result, "why").source.endswith("because")
 
 
 # --- what runs ------------------------------------------------------------------------------------------
