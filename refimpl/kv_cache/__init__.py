@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 
-def decode_attention(q, k, v, lengths, *, table=None, splits=None):
+def decode_attention(q, k, v, lengths, **options):
     """A decoding step by two Triton kernels, split over the keys: see `refimpl.kv_cache.kernel`."""
     from refimpl.kv_cache import kernel  # here, so that the package imports where Triton is absent
 
-    return kernel.decode_attention(q, k, v, lengths, table=table, splits=splits)
+    return kernel.decode_attention(q, k, v, lengths, **options)
