@@ -3,7 +3,8 @@
 Frame: two little-endian uint32 lengths, the head, the blob. Both lengths are checked before a byte of
 either is read. One deadline covers a whole frame, so a slow drip of bytes cannot hold the reader.
 Values: None, bool, int, float, str, list, tuple, dict and plain tensors of every dtype safetensors knows.
-Anything else travels as `{"?": type name}` and decodes to `Opaque`, which equals nothing.
+Anything else travels as `{"?": type name}` and decodes to `Opaque`, which equals nothing; or as a number that stands
+for it, `{"H": …}` an object kept by the runner and `{"S": …}` a function served by the judge, where a caller says so.
 """
 
 import json
@@ -12,6 +13,7 @@ import re
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -112,84 +114,104 @@ def _exactly(sock: socket.socket, size: int, deadline: float | None) -> bytes:
 # --- values -----------------------------------------------------------------------------------------
 
 
-def encode(value: Any) -> tuple[Any, bytes]:
-    """A JSON-able form of `value` and the blob that holds its tensors."""
+def opaque(value: Any) -> dict:
+    """What is sent of an object that is not plain data: its type's name."""
+    return {"?": type(value).__name__[:MAX_NAME]}
+
+
+def encode(value: Any, other: Callable[[Any], dict] = opaque) -> tuple[Any, bytes]:
+    """A JSON-able form of `value` and the blob that holds its tensors; `other` says what is sent of an object."""
     tensors: dict[str, torch.Tensor] = {}
-    form = _encode(value, tensors, 0)
+    form = _Encoder(tensors, other).encode(value, 0)
     return form, save_blob(tensors) if tensors else b""
 
 
-def decode(form: Any, blob: bytes, *, trusted: bool = False) -> Any:
-    """The value that `encode` was given.
+def decode(form: Any, blob: bytes, *, trusted: bool = False, other: Callable[[dict], Any] | None = None) -> Any:
+    """The value that `encode` was given; `other` makes something of `{"H": …}` and `{"S": …}`, else they are nonsense.
 
     `trusted=True` (in the runner, reading the judge) restores strides and requires_grad, so that a
     non-contiguous case arrives non-contiguous; a reply's strides are never honoured.
     """
     try:
         tensors = load_blob(blob) if blob else {}
-        return _decode(form, tensors, trusted)
+        return _Decoder(tensors, trusted, other).decode(form)
     except WireError:
         raise
     except Exception as problem:
         raise WireError(f"not a value: {type(problem).__name__}") from None
 
 
-def _encode(value: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
-    # Two levels of JSON per level of nesting; the rest of MAX_DEPTH is for the frame around it.
-    if depth > (MAX_DEPTH - 6) // 3:
-        return {"?": "value nested too deeply"}
-    kind = type(value)
-    if value is None or kind is bool or kind is int or kind is str:
-        return value
-    if kind is float:
-        return value if math.isfinite(value) else {"f": repr(value)}
-    if kind is torch.Tensor:
-        return _encode_tensor(value, tensors)
-    if isinstance(value, tuple):  # a NamedTuple too: its fields are compared in order
-        return {"t": [_encode(item, tensors, depth + 1) for item in value]}
-    if kind is list:
-        return {"l": [_encode(item, tensors, depth + 1) for item in value]}
-    if kind is dict:
-        return {"d": [[_encode(k, tensors, depth + 1), _encode(v, tensors, depth + 1)] for k, v in value.items()]}
-    return {"?": kind.__name__[:MAX_NAME]}
+class _Encoder:
+    """Takes a value apart; tensors go into `tensors`."""
 
+    def __init__(self, tensors: dict[str, torch.Tensor], other: Callable[[Any], dict]) -> None:
+        self.tensors, self.other = tensors, other
 
-def _encode_tensor(value: torch.Tensor, tensors: dict[str, torch.Tensor]) -> Any:
-    if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_complex():
-        return {"?": f"tensor with layout {value.layout}, device {value.device.type}, dtype {value.dtype}"[:MAX_NAME]}
-    name = f"t{len(tensors)}"
-    plain = value.detach().cpu()
-    form: dict[str, Any] = {"T": name}
-    if not plain.is_contiguous() and 0 not in plain.stride():  # an expanded tensor travels as a full one
-        form["strides"] = list(plain.stride())
-    if value.requires_grad:
-        form["grad"] = True
-    # A copy of its own: safetensors refuses tensors that share memory, such as an input returned twice.
-    tensors[name] = plain.contiguous().clone()
-    return form
+    def encode(self, value: Any, depth: int) -> Any:
+        # Two levels of JSON per level of nesting; the rest of MAX_DEPTH is for the frame around it.
+        if depth > (MAX_DEPTH - 6) // 3:
+            return {"?": "value nested too deeply"}
+        kind = type(value)
+        if value is None or kind is bool or kind is int or kind is str:
+            return value
+        if kind is float:
+            return value if math.isfinite(value) else {"f": repr(value)}
+        if kind is torch.Tensor or kind is torch.nn.Parameter:
+            return self.tensor(value)
+        if isinstance(value, tuple):  # a NamedTuple too: its fields are compared in order
+            return {"t": [self.encode(item, depth + 1) for item in value]}
+        if kind is list:
+            return {"l": [self.encode(item, depth + 1) for item in value]}
+        if kind is dict:
+            return {"d": [[self.encode(k, depth + 1), self.encode(v, depth + 1)] for k, v in value.items()]}
+        return self.other(value)
 
-
-def _decode(form: Any, tensors: dict[str, torch.Tensor], trusted: bool) -> Any:
-    if not isinstance(form, dict):
-        if isinstance(form, list):
-            raise WireError("a bare list is not a value")
+    def tensor(self, value: torch.Tensor) -> Any:
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            about = f"tensor with layout {value.layout}, device {value.device.type}, dtype {value.dtype}"
+            return {"?": about[:MAX_NAME]}
+        name = f"t{len(self.tensors)}"
+        plain = value.detach().cpu()
+        form: dict[str, Any] = {"T": name}
+        if not plain.is_contiguous() and 0 not in plain.stride():  # an expanded tensor travels as a full one
+            form["strides"] = list(plain.stride())
+        if value.requires_grad:
+            form["grad"] = True
+        # A copy of its own: safetensors refuses tensors that share memory, such as an input returned twice.
+        self.tensors[name] = plain.contiguous().clone()
         return form
-    if "T" in form:
-        return _decode_tensor(form, tensors[form["T"]], trusted)
-    if "f" in form:
-        return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[form["f"]]
-    if "t" in form:
-        return tuple(_decode(item, tensors, trusted) for item in form["t"])
-    if "l" in form:
-        return [_decode(item, tensors, trusted) for item in form["l"]]
-    if "d" in form:
-        return {_decode(key, tensors, trusted): _decode(item, tensors, trusted) for key, item in form["d"]}
-    if "?" in form:
-        return Opaque(str(form["?"])[:MAX_NAME])
-    raise WireError("unknown tag")
 
 
-def _decode_tensor(form: dict, plain: torch.Tensor, trusted: bool) -> torch.Tensor:
-    if trusted and "strides" in form:
-        plain = torch.empty_strided(plain.shape, form["strides"], dtype=plain.dtype).copy_(plain)
-    return plain.requires_grad_() if trusted and form.get("grad") else plain
+class _Decoder:
+    """Puts a value together from its form and its tensors."""
+
+    def __init__(
+        self, tensors: dict[str, torch.Tensor], trusted: bool, other: Callable[[dict], Any] | None = None
+    ) -> None:
+        self.tensors, self.trusted, self.other = tensors, trusted, other
+
+    def decode(self, form: Any) -> Any:
+        if not isinstance(form, dict):
+            if isinstance(form, list):
+                raise WireError("a bare list is not a value")
+            return form
+        if "T" in form:
+            return self.tensor(form, self.tensors[form["T"]])
+        if "f" in form:
+            return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[form["f"]]
+        if "t" in form:
+            return tuple(self.decode(item) for item in form["t"])
+        if "l" in form:
+            return [self.decode(item) for item in form["l"]]
+        if "d" in form:
+            return {self.decode(key): self.decode(item) for key, item in form["d"]}
+        if "?" in form:
+            return Opaque(str(form["?"])[:MAX_NAME])
+        if self.other is not None and ("H" in form or "S" in form):
+            return self.other(form)
+        raise WireError("unknown tag")
+
+    def tensor(self, form: dict, plain: torch.Tensor) -> torch.Tensor:
+        if self.trusted and "strides" in form:
+            plain = torch.empty_strided(plain.shape, form["strides"], dtype=plain.dtype).copy_(plain)
+        return plain.requires_grad_() if self.trusted and form.get("grad") else plain
