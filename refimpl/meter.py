@@ -50,7 +50,7 @@ class Meter(TorchDispatchMode):
     meter.matmuls        each matmul in the order of execution; `len` is how many
     meter.flops          of all of them
     meter.largest_shape  shape of the largest tensor that was made; meter.largest_bytes its bytes
-    meter.peak_bytes     most bytes alive at once, of tensors made inside
+    meter.alive_bytes    bytes alive now, of tensors made inside; meter.peak_bytes the most there were at once
     A fused attention kernel hides its matmuls in one operation, so it is refused rather than counted as nothing.
     """
 
@@ -58,7 +58,7 @@ class Meter(TorchDispatchMode):
         super().__init__()
         self.matmuls: list[Matmul] = []
         self.largest_shape: tuple[int, ...] = ()
-        self.largest_bytes = self.peak_bytes = self._alive_bytes = 0
+        self.largest_bytes = self.peak_bytes = self.alive_bytes = 0
         self._alive: set[int] = set()
 
     @property
@@ -84,13 +84,13 @@ class Meter(TorchDispatchMode):
             self.largest_bytes, self.largest_shape = storage.nbytes(), tuple(tensor.shape)
         if (key := _key(tensor)) not in self._alive:
             self._alive.add(key)
-            self._alive_bytes += storage.nbytes()
-            self.peak_bytes = max(self.peak_bytes, self._alive_bytes)
+            self.alive_bytes += storage.nbytes()
+            self.peak_bytes = max(self.peak_bytes, self.alive_bytes)
             weakref.finalize(storage, self._freed, key, storage.nbytes())
 
     def _freed(self, key: int, nbytes: int):
         self._alive.discard(key)
-        self._alive_bytes -= nbytes
+        self.alive_bytes -= nbytes
 
 
 def _key(tensor: Tensor) -> int:

@@ -83,3 +83,22 @@ def blocks(n: int, block: int, count: str) -> Iterator[slice]:
     """The row ranges of `count`(n / block) blocks."""
     for i in range(ROUNDING[count](n / block)):
         yield slice(i * block, min(n, (i + 1) * block))
+
+
+def residual_block_error(formula: str) -> float:
+    """Distance of one block's output, as printed in terms of FFN, Attention, Q, K and V, from the transformer's.
+
+    The transformer's residual stream carries x: y = Attention(Q, K, V) + x, output = FFN(y) + y, without norms.
+    """
+    x, w_q, w_k, w_v, w_1, w_2 = (waves(*s, phase=i, size=1.0) for i, s in enumerate([(9, 6)] + [(6, 6)] * 5))
+    Q, K, V = x @ w_q, x @ w_k, x @ w_v
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(q @ k.T, dim=-1) @ v
+
+    def ffn(y: torch.Tensor) -> torch.Tensor:
+        return torch.relu(y @ w_1) @ w_2
+
+    y = attention(Q, K, V) + x
+    names = {"FFN": ffn, "Attention": attention, "Q": Q, "K": K, "V": V, "x": x}
+    return distance(eval(formula, {}, names), ffn(y) + y)
