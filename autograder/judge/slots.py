@@ -6,7 +6,6 @@ turns as well. The kernel frees a lock when its holder dies.
 """
 
 import contextlib
-import fcntl
 import getpass
 import os
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from autograder.judge.locks import try_lock
 from autograder.labs import Lab
 
 ASK_AGAIN = 0.05  # seconds
@@ -45,7 +45,7 @@ def gpu_slot(devices: Sequence[str], folder: Path | None = None) -> Iterator[str
         for device in devices:
             lock = try_lock(folder / f"gpu-{device.replace('/', '_')}.lock")
             if lock is not None:
-                with contextlib.closing(lock):
+                with lock:
                     yield device
                 return
         time.sleep(ASK_AGAIN)
@@ -58,24 +58,3 @@ def lock_folder() -> Path:
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to somebody else: remove it, or set TMPDIR to a folder of your own")
     return folder
-
-
-class Lock:
-    """An exclusive advisory lock on a file, until closed or until this process ends."""
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-
-    def close(self) -> None:
-        os.close(self.handle)
-
-
-def try_lock(path: Path) -> Lock | None:
-    """The lock on `path`, or None if another process (or another part of this one) holds it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return Lock(handle)

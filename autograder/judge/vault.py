@@ -49,6 +49,9 @@ class Vault:
     def recorded_path(self, lab: str, student: str) -> Path:
         return self.folder / "recorded" / lab / f"{student}.json"
 
+    def page_path(self, lab: str, student: str) -> Path:
+        return self.folder / "pages" / lab / f"{student}.json"
+
     def _once(self, name: str, content: str) -> str:
         """The file's content; if there is none yet, `content`, written so that two writers agree on one."""
         path = self.folder / name
@@ -76,8 +79,12 @@ def canonical(value: Any) -> bytes:
 
 def _draft(path: Path, content: str) -> Path:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # a full disk: the draft must not take up what is left
+        Path(name).unlink()
+        raise
     return Path(name)

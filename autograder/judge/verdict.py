@@ -52,6 +52,7 @@ class Verdict:
     questions: dict[str, dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     staff_notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0  # that judging took
     schema: int = SCHEMA
 
     @property

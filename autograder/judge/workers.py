@@ -7,7 +7,6 @@ hangs. The wait for a free GPU comes before it.
 
 import contextlib
 import ctypes
-import errno
 import multiprocessing
 import os
 import queue
@@ -25,15 +24,15 @@ from autograder.judge.cells import Release
 from autograder.judge.intake import load_release
 from autograder.judge.judge import TOTAL_SECONDS, judge_notebook
 from autograder.judge.slots import gpu_slot, gpus_of
+from autograder.judge.trouble import refuse_if_full
 from autograder.judge.vault import Vault
-from autograder.judge.verdict import CycleError, save
+from autograder.judge.verdict import save
 from autograder.judge.zygote import SandboxError, Zygote
 from autograder.labs import Lab, load_lab
 
 PR_SET_PDEATHSIG = 1
 PATIENCE = TOTAL_SECONDS + 120  # seconds for a submission's deadline in all, booting a zygote, and the oracle's share
 ATTEMPTS = 2
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -184,15 +183,6 @@ class Worker:
         """After any trouble the next submission gets a new zygote."""
         for key in [key for key in self.zygotes if key[0] == lab]:
             self.zygotes.pop(key).close()
-
-
-def refuse_if_full(problem: BaseException, folder: Path) -> None:
-    """A full disk is nobody's fault and stops everybody: say so once, not once per student."""
-    if isinstance(problem, OSError) and problem.errno in FULL:
-        raise CycleError(
-            f"the disk that holds {folder} is full. Free some space and run the same command again: what was "
-            "finished is kept, and nothing is half written."
-        ) from None
 
 
 _worker: Worker | None = None

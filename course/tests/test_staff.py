@@ -115,7 +115,7 @@ def test_the_handbook_explains_each_tier_and_the_course_minimum():
 @pytest.mark.parametrize("name", ["key", "seeds/03_online_softmax-x", "verdicts/03_online_softmax/ann.json"])
 def test_what_the_judge_keeps_secret_can_not_be_committed(name):
     """The signing key and the hidden seeds lie below course/, which is in git."""
-    vault = re.search(r'Vault\(self\.root / "([^"]+)"\)', (ROOT / "autograder" / "judge" / "cycle.py").read_text())[1]
+    vault = re.search(r'Vault\(self\.root / "([^"]+)"\)', (ROOT / "autograder" / "judge" / "course.py").read_text())[1]
     asked = subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", f"course/{vault}/{name}"], check=False)
     assert asked.returncode == 0
 
