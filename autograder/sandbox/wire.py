@@ -212,6 +212,8 @@ class _Decoder:
         raise WireError("unknown tag")
 
     def tensor(self, form: dict, plain: torch.Tensor) -> torch.Tensor:
+        if plain.is_complex():
+            raise WireError("a complex tensor, which nobody of ours sends")
         if plain.dtype is torch.bool:  # a byte that is neither 0 nor 1 would be both in comparisons
             plain = plain.view(torch.uint8) != 0
         if self.trusted and "strides" in form:
