@@ -4,17 +4,20 @@ The same code runs in the student's notebook (visible seed, answer called in pla
 answer called in another process). What differs is the `Runner`, which says how an answer is called.
 """
 
+import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from autograder.converse import AnswerFailed
 from autograder.mechanism import Forbids, MechanismResult
-from autograder.question import Case, Mistake, Question
+from autograder.question import Case, Mistake, Question, WithGradients
 from autograder.sandbox.watch import ForbiddenCall, ForbidFunctions, WatchOperations, own_error
 from autograder.score import CaseResult, Report
+from autograder.served import Seen
 from autograder.tolerance import Comparison, Difference, alike, compare
 from autograder.tree import fresh, to_double
 
@@ -24,13 +27,17 @@ TIMEOUTS_ALLOWED = 2  # after so many, the rest of a question's cases would only
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one call of an answer gave: a value, or an error by type, message and the answer's own line."""
+    """What one call of an answer gave: a value, or an error by type, message and the answer's own line.
+
+    `seen` is what was counted outside of it: served functions, and what each rank sent.
+    """
 
     value: Any = None
     error: str = ""
     message: str = ""
     line: str = ""
     milliseconds: float = 0.0
+    seen: Seen = field(default_factory=Seen)
 
     @property
     def not_attempted(self) -> bool:
@@ -118,12 +125,35 @@ def against_oracle(
         raise TypeError(f"question {question.name!r} has neither an oracle nor a `judge` method")
     truth = question.drive(oracle, case.map(lambda value: to_double(fresh(value))))
     low = question.drive(oracle, case.map(fresh))
+    return compared(question, got, truth, low, keep)
+
+
+def compared(
+    question: Question, got: Any, truth: Any, low: Any, keep: Callable[[Any], Any] = lambda value: value
+) -> Comparison:
+    """What `keep` selects of a result against the truth, and the gradients where the question wants them.
+
+    Under a `keep`, gradients are left out: they belong to the whole result.
+    """
+    gradients = got, truth, low
+    if question.gradients:
+        if not isinstance(got, WithGradients):
+            return Comparison((Difference("result", "structure", "not of the expected form"),))
+        got, truth, low = got.value, truth.value, low.value
     try:
-        kept = keep(got)
+        kept, true = keep(got), keep(truth)
     except Exception as error:  # a result of the wrong form, which `keep` could not take apart
         wrong_form = Difference("result", "structure", f"not of the expected form ({type(error).__name__})")
         return Comparison((wrong_form,))
-    return compare(kept, keep(truth), keep(low), question.tolerance, question.returns)
+    names = [f"rank {rank}" for rank in range(question.ranks)] or question.returns
+    result = compare(kept, true, keep(low), question.tolerance, names)
+    if not question.gradients or true is not truth:
+        return result
+    theirs, true_ones, low_ones = (part.gradients for part in gradients)
+    names = [f"gradient {number}" for number in range(1, len(true_ones) + 1)]
+    slopes = compare(theirs, true_ones, low_ones, question.tolerance, names)
+    worse = max(result, slopes, key=lambda c: c.error / c.bound if c.bound else c.error)
+    return Comparison((*result.differences, *slopes.differences), worse.error, worse.bound)
 
 
 def summary(result: Comparison) -> str:
@@ -244,14 +274,28 @@ def call_in_place(question: Question, answer: Callable[..., Any], case: Case) ->
     private = hand_over(question, case)
     start = time.perf_counter()
     try:
-        with ForbidFunctions(question.forbidden), WatchOperations(question.forbidden):
-            value = question.drive(answer, private)
-    except ForbiddenCall as error:
-        return Outcome(error="ForbiddenCall", message=str(error))
+        value, seen = question.run(answer, private, lambda: rules(question))
     except Exception as error:
-        own = own_error(error)
-        return Outcome(error=type(own).__name__, message=str(own)[:500], line=last_line(own))
-    return Outcome(value, milliseconds=1000 * (time.perf_counter() - start))
+        return failed_in_place(question, error)
+    return Outcome(value, milliseconds=1000 * (time.perf_counter() - start), seen=seen)
+
+
+def failed_in_place(question: Question, error: Exception) -> Outcome:
+    """The outcome of an answer that raised; in a conversation, other errors come from what it had returned."""
+    if question.converses and not isinstance(error, AnswerFailed):
+        form = f"what came back is not of the expected form ({type(error).__name__}: {error})"
+        return Outcome(error="WrongForm", message=form[:500])
+    own = own_error(error.cause if isinstance(error, AnswerFailed) else error)
+    if isinstance(own, ForbiddenCall):
+        return Outcome(error="ForbiddenCall", message=str(own))
+    return Outcome(error=type(own).__name__, message=str(own)[:500], line=last_line(own))
+
+
+@contextlib.contextmanager
+def rules(question: Question) -> Iterator[None]:
+    """Refuse what the question forbids, in this thread."""
+    with ForbidFunctions(question.forbidden), WatchOperations(question.forbidden):
+        yield
 
 
 def hand_over(question: Question, case: Case) -> Case:

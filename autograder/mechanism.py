@@ -110,7 +110,7 @@ class PoisonOutside:
                 continue
             tried += 1
             poisoned, keep = spoiled
-            outcome = exam.runner.call(exam.question, poisoned)
+            outcome = exam.runner.call(exam.question, poisoned.seeded(case.seed))
             if outcome.error or not exam.against_oracle(case, outcome.value, keep).ok:
                 reached = f"{self.what} was replaced by NaN, and the result changed (case “{case.name}”)"
                 return MechanismResult("PoisonOutside", False, reached, self.costs)

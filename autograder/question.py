@@ -4,17 +4,23 @@ A lab's `checks.py` declares questions, its `mistakes.py` declares wrong answers
 only this package (and torch, numpy): the oracle is a name, resolved by whoever is trusted to hold it.
 """
 
+import contextlib
 import hashlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from autograder.converse import LocalStudent, Rules
+from autograder.ranks import Ranks
+from autograder.sandbox.vjp import with_gradients
+from autograder.served import Seen, opened
 from autograder.tolerance import Tolerance
+from autograder.tree import fresh
 
 if TYPE_CHECKING:
     from autograder.mechanism import Mechanism
@@ -23,22 +29,39 @@ DRAWS = 2  # each case is drawn this often with other numbers, so a replayed res
 
 
 class Case:
-    """One input of a question: `Case("odd sizes", q, k, causal=True, weight=2)`."""
+    """One input of a question: `Case("odd sizes", q, k, causal=True, weight=2)`.
+
+    `seed` is where the cotangents of a question with gradients come from; drawn cases have one each.
+    """
+
+    seed = 0
 
     def __init__(self, name: str, *args: Any, weight: float = 1, **kwargs: Any) -> None:
         self.name, self.args, self.kwargs, self.weight = name, args, kwargs, weight
 
     def replace(self, *args: Any, **kwargs: Any) -> "Case":
         """The same case with other arguments: positional ones all at once, keyword ones by name."""
-        return Case(self.name, *(args or self.args), weight=self.weight, **{**self.kwargs, **kwargs})
+        return Case(self.name, *(args or self.args), weight=self.weight, **{**self.kwargs, **kwargs}).seeded(self.seed)
 
     def map(self, change: Callable[[Any], Any]) -> "Case":
         """The same case with `change` applied to its whole (args, kwargs)."""
         args, kwargs = change((self.args, self.kwargs))
-        return Case(self.name, *args, weight=self.weight, **kwargs)
+        return Case(self.name, *args, weight=self.weight, **kwargs).seeded(self.seed)
+
+    def seeded(self, seed: int) -> "Case":
+        """This case, with a seed for its cotangents."""
+        self.seed = seed
+        return self
 
     def __repr__(self) -> str:
         return f"Case({self.name!r}, {len(self.args)} arguments)"
+
+
+class WithGradients(NamedTuple):
+    """What a run of a question with `gradients` gives: the result, and one gradient per wanted tensor."""
+
+    value: Any
+    gradients: tuple[torch.Tensor | None, ...]
 
 
 @dataclass(frozen=True)
@@ -97,6 +120,26 @@ class Question:
         return getattr(self.spec, "equivalent", {})
 
     @property
+    def converses(self) -> bool:
+        """Whether answers are examined by `converse(student, case)`, call by call."""
+        return hasattr(self.spec, "converse")
+
+    @property
+    def gradients(self) -> tuple[int, ...]:
+        """Positions of the arguments whose gradients are compared, too."""
+        return tuple(getattr(self.spec, "gradients", ()))
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks `drive` runs on at once; 0 for an ordinary question."""
+        return getattr(self.spec, "ranks", 0)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether every case gets a process of its own."""
+        return getattr(self.spec, "fresh", False)
+
+    @property
     def by_property(self) -> bool:
         """Whether results are judged by `judge(got, case)` in place of an oracle."""
         return hasattr(self.spec, "judge")
@@ -104,15 +147,37 @@ class Question:
     def draw(self, seed: int, draws: int = DRAWS) -> Iterator[tuple[int, Case]]:
         """(draw number, case) for every case, `draws` times over with other numbers."""
         for number in range(draws):
-            for case in self.spec.cases(generator(seed, self.name, number)):
-                yield number, case
+            for index, case in enumerate(self.spec.cases(generator(seed, self.name, number))):
+                yield number, case.seeded(number_from(seed, self.name, number, index))
 
     def grow(self, seed: int, size: int) -> Case:
         """The case at `size`, for measuring how memory grows."""
         return self.spec.grow(generator(seed, self.name, size), size)
 
     def drive(self, answer: Callable[..., Any], case: Case) -> Any:
-        """Turn an answer into plain data; by default, call it."""
+        """Turn an answer of this process into plain data, whatever the kind of question; by default, call it."""
+        return self.run(answer, case)[0]
+
+    def run(self, answer: Callable[..., Any], case: Case, rules: Rules = contextlib.nullcontext) -> tuple[Any, Seen]:
+        """The same, with what was seen on the way. `rules` is entered around every call of the answer."""
+        seen = Seen()
+        case = opened(case, seen)
+        if self.converses:
+            return self.spec.converse(LocalStudent(answer, rules), case), seen
+        if self.ranks:
+            ranks = Ranks(self.ranks, lambda rank: self._ruled(answer, case.map(fresh), rules))
+            seen.ranks = ranks.hub.tallies
+            return ranks.run(), seen
+        return self._ruled(answer, case, rules), seen
+
+    def _ruled(self, answer: Callable[..., Any], case: Case, rules: Rules) -> Any:
+        with rules():
+            if not self.gradients:
+                return self._drive(answer, case)
+            run = lambda args: self._drive(answer, case.replace(*args))  # noqa: E731
+            return WithGradients(*with_gradients(run, case.args, self.gradients, case.seed))
+
+    def _drive(self, answer: Callable[..., Any], case: Case) -> Any:
         if hasattr(self.spec, "drive"):
             return self.spec.drive(answer, case)
         return answer(*case.args, **case.kwargs)
@@ -131,6 +196,10 @@ def question(name: str, *, oracle: str | None = None, answer: str | None = None)
         for needed in ("cases",) if oracle else ("cases", "judge"):
             if not hasattr(spec, needed):
                 raise TypeError(f"question {name!r} ({spec.__name__}) has no method `{needed}`")
+        kinds = [kind for kind in ("converse", "gradients", "ranks") if getattr(spec, kind, None)]
+        if len(kinds) > 1 or (hasattr(spec, "converse") and hasattr(spec, "drive")):
+            both = " and ".join([*kinds, *(["drive"] if hasattr(spec, "drive") else [])])
+            raise TypeError(f"question {name!r} ({spec.__name__}) has {both}, but a question is of one kind")
         spec.__question__ = Question(name, answer or name, oracle, spec())  # type: ignore[attr-defined]
         return spec
 
@@ -151,5 +220,10 @@ def mistake(question: str, *, says: str, fails: str = "") -> Callable[[Callable[
 
 def generator(seed: int, *parts: object) -> torch.Generator:
     """A torch generator that depends on all of the parts, so that questions and draws do not share numbers."""
+    return torch.Generator().manual_seed(number_from(seed, *parts))
+
+
+def number_from(seed: int, *parts: object) -> int:
+    """A seed that depends on all of the parts."""
     digest = hashlib.sha256("/".join(map(str, (seed, *parts))).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -49,6 +49,11 @@ def copy_with_strides(tensor: torch.Tensor) -> torch.Tensor:
     return copy.requires_grad_(tensor.requires_grad)
 
 
+def detached(value: Any) -> Any:
+    """The same nesting with tensors cut off from their graphs."""
+    return map_tensors(torch.Tensor.detach, value)
+
+
 def to_double(value: Any) -> Any:
     """Floating tensors in fp64, for the oracle's own run; those that want a gradient still do."""
     return map_tensors(in_double, value)

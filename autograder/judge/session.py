@@ -16,12 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from autograder.judge.aid import Aid
 from autograder.judge.zygote import Zygote
 from autograder.sandbox import wire
 
 CELL_SECONDS = 20.0
 MEMORY_BYTES = 4 << 30
 MAX_RESTARTS = 3
+MAX_ASKS = 200_000  # questions of a runner within one request
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Session:
     ) -> None:
         self.zygote, self.notebook, self.seconds, self.memory_bytes = zygote, notebook, seconds, memory_bytes
         self.pid: int | None = None
+        self.calls = 0  # requests since the process started
+        self.broken = False
         self._start()
 
     def __enter__(self) -> "Session":
@@ -110,19 +114,52 @@ class Session:
         once: Sequence[int] = (),
         seconds: float = CELL_SECONDS,
         measure: bool = False,
+        aid: Aid | None = None,
+        more: dict[str, Any] | None = None,
     ) -> Outcome:
-        """Call `answer` through `drive`; time it, and with `measure` read its peak memory, both from outside."""
+        """Call `answer` through `drive`; time it, and with `measure` read its peak memory, both from outside.
+
+        `more` goes into the request as it is: gradients and seed, rank and world (see sandbox/runner.py). After a
+        crash or a time-out the session starts again; `more` with a rank leaves that to `recover`.
+        """
+        head = {"op": "call", "answer": answer, "case": case, "drive": drive, **(more or {})}
+        request = {**head, "forbid": list(forbid), "once": list(once)}
+        return self.ask(
+            request, args, kwargs or {}, seconds=seconds, measure=measure, aid=aid, recover="rank" not in head
+        )
+
+    def ask(
+        self, request: dict, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None, *, seconds: float,
+        measure: bool = False, aid: Aid | None = None, recover: bool = True,
+    ) -> Outcome:  # fmt: skip
+        """Any request with arguments; what the runner asks meanwhile, `aid` answers."""
         if self.notebook.seconds_left <= 0:
             return Outcome(problem=Problem("overtime"))
         if self.pid is None:
             return Outcome(problem=Problem("crash", message="too many cells of this notebook hang or crash"))
-        form, blob = wire.encode((tuple(args), dict(kwargs or {})))
+        aid = aid or Aid()
+        form, blob = wire.encode((tuple(args), dict(kwargs or {})), aid.outgoing)
         args_form, kwargs_form = form["t"]
-        head = {"op": "call", "answer": answer, "case": case, "drive": drive, "args": args_form, "kwargs": kwargs_form}
-        outcome = self._ask({**head, "forbid": list(forbid), "once": list(once)}, blob, seconds, measure)
-        if outcome.problem is not None and outcome.problem.kind != "error":
-            self._restart()
+        self.calls += 1
+        outcome = self._ask({**request, "args": args_form, "kwargs": kwargs_form}, blob, seconds, measure, aid)
+        self.broken = outcome.problem is not None and outcome.problem.kind != "error"
+        if recover:
+            self.recover()
         return outcome
+
+    def recover(self) -> None:
+        """After a crash, a time-out or nonsense: a new process, in which the cells have run again."""
+        if self.broken:
+            self.broken = False
+            self.close()
+            self._start()
+
+    def start_peak(self) -> int | None:
+        """Begin to measure memory over several requests; see `peak_since`."""
+        return start_peak(self.pid)
+
+    def peak_since(self, before: int | None) -> int | None:
+        return read_peak(self.pid, before)
 
     def close(self) -> None:
         if self.pid is None:
@@ -148,6 +185,7 @@ class Session:
             self.close()
 
     def _spawn(self) -> None:
+        self.calls = 0
         self.folder = tempfile.mkdtemp(prefix="session-")
         self.sock, theirs = socket.socketpair()
         with theirs:
@@ -169,23 +207,17 @@ class Session:
                     return False
         return True
 
-    def _restart(self) -> None:
-        self.close()
-        self._start()
-
-    def _ask(self, request: dict, blob: bytes, seconds: float, measure: bool) -> Outcome:
+    def _ask(self, request: dict, blob: bytes, seconds: float, measure: bool, aid: Aid | None = None) -> Outcome:
         request_id = secrets.token_hex(8)
         seconds = min(seconds, max(0.0, self.notebook.seconds_left))
         before = start_peak(self.pid) if measure else None
         start = time.monotonic()
         try:
             wire.send(self.sock, {**request, "id": request_id}, blob, start + seconds)
-            reply, out = wire.receive(self.sock, start + seconds)
+            reply, out = self._reply(request_id, start + seconds, aid or Aid())
             wall_ms = (time.monotonic() - start) * 1000
             peak = read_peak(self.pid, before)
-            if reply.get("id") != request_id:
-                raise wire.WireError("a reply to another request")
-            return _outcome(reply, out, wall_ms, peak)
+            return _outcome(reply, out, wall_ms, peak, aid or Aid())
         except TimeoutError:
             kind = "timeout" if self.notebook.seconds_left > 0 else "overtime"
             return Outcome(problem=Problem(kind), wall_ms=seconds * 1000)
@@ -194,10 +226,23 @@ class Session:
         except wire.WireError as problem:
             return Outcome(problem=Problem("garbled", message=str(problem)))
 
+    def _reply(self, request_id: str, deadline: float, aid: Aid) -> tuple[dict, bytes]:
+        """The reply to a request; until it comes, the runner's questions are answered, within the same deadline."""
+        for _ in range(MAX_ASKS):
+            frame, blob = wire.receive(self.sock, deadline)
+            if frame.get("id") != request_id:
+                raise wire.WireError("a reply to another request")
+            if "ask" not in frame:
+                return frame, blob
+            answer = aid.answer(frame, blob, deadline)
+            if answer is not None:
+                wire.send(self.sock, {"id": request_id, **answer[0]}, answer[1], deadline)
+        raise wire.WireError(f"more than {MAX_ASKS:,} questions in one request")
 
-def _outcome(reply: dict, out: bytes, wall_ms: float, peak: int | None) -> Outcome:
+
+def _outcome(reply: dict, out: bytes, wall_ms: float, peak: int | None, aid: Aid) -> Outcome:
     if reply.get("ok") is True:
-        return Outcome(wire.decode(reply.get("value"), out), None, wall_ms, peak)
+        return Outcome(wire.decode(reply.get("value"), out, other=aid.incoming), None, wall_ms, peak)
     error = reply.get("error")
     if not isinstance(error, dict):
         raise wire.WireError("neither a value nor an error")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from autograder.checks import Outcome
-from autograder.judge.judge import SandboxRunner
+from autograder.judge.calls import SandboxRunner
 from autograder.judge.session import Cell, Notebook
 from autograder.judge.zygote import Zygote
 from autograder.labs import Lab

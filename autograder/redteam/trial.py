@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from autograder.checks import Examination, Outcome, hand_over
+from autograder.checks import Examination, Outcome, compared, hand_over
 from autograder.labs import Lab
 from autograder.mechanism import Forbids
 from autograder.question import Case, Question
 from autograder.redteam.mutants import Mutant, mutants, reached, thinned
 from autograder.sandbox.watch import WatchOperations
-from autograder.tolerance import compare
 from autograder.tree import fresh, to_double
 
 MEMORY_BYTES = 4 << 30
@@ -81,7 +80,7 @@ class Trial:
                 yield f"{case.name}: {outcome.error}"
             elif self.question.by_property:
                 yield from (f"{case.name}: {said}" for said in self.question.spec.judge(outcome.value, case))
-            elif not compare(outcome.value, truth, low, self.question.tolerance).ok:
+            elif not compared(self.question, outcome.value, truth, low).ok:
                 yield case.name
         yield from (type(m).__name__ for m in self.mechanisms if self.fails(m))
 
@@ -112,7 +111,7 @@ class TrueResults(Examination):
 
     def against_oracle(self, case: Case, got: Any, keep: Callable[[Any], Any]) -> Any:
         truth, low = self.truths[id(case)]  # type: ignore[attr-defined]
-        return compare(keep(got), keep(truth), keep(low), self.question.tolerance)
+        return compared(self.question, got, truth, low, keep)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,13 @@ work; it receives inputs, sends outputs back, and echoes the random id of each r
 
 Requests   {"op": "exec", "id", "name", "source"}
            {"op": "call", "id", "answer", "drive": source | None, "case", "args", "kwargs", "forbid": [], "once": []}
+             and, where a question asks for it, "gradients": [positions] with "seed"; "rank" with "world";
+             "keep": objects in the result stay here and go out as numbers;
+             "object" with "method" in place of "answer": a kept object's method, or itself where the name is empty
+           {"op": "get", "id", "object", "name"}, {"op": "load", "id", "object", "args"}, {"op": "drop", "id", "object"}
 Replies    {"id", "stdout", "ok": True, "value"} or
            {"id", "stdout", "ok": False, "error": {"type", "message", "cell", "line"}}
+Between the two, served functions and ranks ask the judge: see channel.py.
 """
 
 import ast
@@ -26,6 +31,10 @@ import numpy as np
 import torch
 
 from . import wire
+from .channel import Channel, ServedFunction
+from .objects import Objects, load_state
+from .relay import SocketLine, joined
+from .vjp import with_gradients
 from .watch import ForbidFunctions, WatchOperations, own_error
 
 STDOUT_TAIL = 4096
@@ -105,17 +114,72 @@ def load_drive(source: str | None) -> Callable[[Any, Case], Any]:
     return drive if len(inspect.signature(drive).parameters) == 2 else lambda answer, case: drive(None, answer, case)
 
 
-def call(request: dict, blob: bytes, namespace: dict) -> tuple[Any, bytes]:
-    """Drive the answer over one case and encode what it returns."""
-    if request["answer"] not in namespace:
-        raise AnswerMissing(request["answer"])
-    args, kwargs = wire.decode({"t": [request["args"], request["kwargs"]]}, blob, trusted=True)
-    args = tuple(iter(arg) if index in request["once"] else arg for index, arg in enumerate(args))
-    drive = load_drive(request["drive"])
-    case = Case(request["case"], args, kwargs)
-    with watching(request["forbid"]):
-        result = drive(namespace[request["answer"]], case)
-    return wire.encode(result)
+class Desk:
+    """What one request is worked on with: the notebook's names, the kept objects, and the line to the judge."""
+
+    def __init__(self, namespace: dict, objects: Objects, channel: Channel | None = None) -> None:
+        self.namespace, self.objects, self.channel = namespace, objects, channel
+
+    def decode(self, form: Any, blob: bytes) -> Any:
+        return wire.decode(form, blob, trusted=True, other=self.resolve)
+
+    def resolve(self, form: dict) -> Any:
+        """A kept object or a served function by its number."""
+        if "H" in form:
+            return self.object(form["H"])
+        if self.channel is None:
+            raise wire.WireError("there is no line to the judge")
+        return ServedFunction(self.channel, form["S"])
+
+    def object(self, number: int) -> Any:
+        if number not in self.objects.kept:
+            raise LookupError(f"no object {number} is kept here")
+        return self.objects.kept[number]
+
+    def target(self, request: dict) -> Any:
+        """What a call calls."""
+        if "object" in request:
+            found = self.object(request["object"])
+            return getattr(found, request["method"]) if request["method"] else found
+        if request["answer"] not in self.namespace:
+            raise AnswerMissing(request["answer"])
+        return self.namespace[request["answer"]]
+
+    def call(self, request: dict, blob: bytes) -> tuple[Any, bytes]:
+        """Drive the answer over one case and encode what it returns."""
+        target = self.target(request)
+        args, kwargs = self.decode({"t": [request["args"], request["kwargs"]]}, blob)
+        args = tuple(iter(arg) if index in request["once"] else arg for index, arg in enumerate(args))
+        drive = load_drive(request["drive"])
+        run = lambda args: drive(target, Case(request["case"], args, kwargs))  # noqa: E731
+        with watching(request["forbid"]), self.rank(request):
+            if request.get("gradients"):
+                result = with_gradients(run, args, request["gradients"], request["seed"])
+            else:
+                result = run(args)
+        return wire.encode(result, self.objects.keep if request.get("keep") else wire.opaque)
+
+    def rank(self, request: dict) -> contextlib.AbstractContextManager[None]:
+        """Be one rank of several where the request says so."""
+        if "rank" not in request or self.channel is None:
+            return contextlib.nullcontext()
+        return joined(SocketLine(self.channel), request["rank"], request["world"])
+
+    def work(self, request: dict, blob: bytes) -> tuple[Any, bytes]:
+        """The value of one request, and its tensors."""
+        op = request["op"]
+        if op == "exec":
+            run_cell(request["name"], request["source"], self.namespace)
+        elif op == "call":
+            return self.call(request, blob)
+        elif op == "get":
+            value = getattr(self.object(request["object"]), request["name"])
+            return wire.encode(value, self.objects.keep)
+        elif op == "load":
+            load_state(self.object(request["object"]), *self.decode(request["args"], blob))
+        else:
+            self.objects.drop(request["object"])
+        return None, b""
 
 
 @contextlib.contextmanager
@@ -134,16 +198,13 @@ def warm_up() -> None:
         torch.ones(2).exp()
 
 
-def answer(request: dict, blob: bytes, namespace: dict) -> tuple[dict, bytes]:
+def answer(request: dict, blob: bytes, desk: Desk) -> tuple[dict, bytes]:
     """The reply to one request; an exception becomes data, except the ones that end the process."""
     tail, form, out = Tail(), None, b""
     reply: dict[str, Any] = {"id": request["id"], "ok": True}
     with contextlib.redirect_stdout(tail), contextlib.redirect_stderr(tail):
         try:
-            if request["op"] == "exec":
-                run_cell(request["name"], request["source"], namespace)
-            else:
-                form, out = call(request, blob, namespace)
+            form, out = desk.work(request, blob)
         except (Exception, SystemExit, KeyboardInterrupt) as problem:
             reply.update(ok=False, error=describe(own_error(problem)))
         else:
@@ -169,12 +230,13 @@ def describe(problem: BaseException) -> dict:
 
 def serve(sock: socket.socket, namespace: dict) -> None:
     """Answer requests until the judge hangs up."""
+    objects = Objects()
     while True:
         try:
             request, blob = wire.receive(sock)
         except (EOFError, OSError):
             return
-        reply, out = answer(request, blob, namespace)
+        reply, out = answer(request, blob, Desk(namespace, objects, Channel(sock, request["id"])))
         try:
             wire.send(sock, reply, out)
         except wire.WireError as problem:  # a result too large for the wire

@@ -8,9 +8,10 @@ from dataclasses import replace
 import nbformat
 import pytest
 
+from autograder.judge.calls import SandboxRunner, own_words, source_line
 from autograder.judge.cells import Cell, grade_id
 from autograder.judge.intake import Refused
-from autograder.judge.judge import SandboxRunner, judge_cells, judge_notebook, own_words, quiet, source_line
+from autograder.judge.judge import judge_cells, judge_notebook, quiet
 from autograder.judge.session import Notebook, Problem
 from autograder.labs import LabError
 from autograder.mechanism import MechanismResult

@@ -16,10 +16,12 @@ import pytest
 import torch
 
 from autograder.judge import session as session_module
+from autograder.judge import zygote as booting
 from autograder.judge.session import Cell, Notebook, Session, read_peak, start_peak
 from autograder.judge.zygote import SandboxError, Zygote
 from autograder.sandbox import runner, stub, wire
 from autograder.sandbox import zygote as zygote_module
+from autograder.sandbox.objects import Objects
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -33,7 +35,7 @@ def namespace(monkeypatch):
 
 def ask(namespace, **request):
     """One request to the runner, in this process; returns the reply and the decoded value."""
-    reply, blob = runner.answer({"id": "7", **request}, b"", namespace)
+    reply, blob = runner.answer({"id": "7", **request}, b"", runner.Desk(namespace, Objects()))
     return reply, wire.decode(reply.get("value"), blob)
 
 
@@ -44,7 +46,8 @@ def execute(namespace, source, name="c"):
 def call(namespace, answer, *args, drive=None, forbid=(), once=(), **kwargs):
     form, blob = wire.encode((args, kwargs))
     request = {"id": "7", "op": "call", "answer": answer, "case": "a case", "drive": drive, "args": form["t"][0]}
-    reply, out = runner.answer({**request, "kwargs": form["t"][1], "forbid": forbid, "once": once}, blob, namespace)
+    request.update(kwargs=form["t"][1], forbid=forbid, once=once)
+    reply, out = runner.answer(request, blob, runner.Desk(namespace, Objects()))
     return reply, wire.decode(reply.get("value"), out)
 
 
@@ -455,7 +458,7 @@ def test_a_status_without_the_line_is_none(monkeypatch):
 def test_a_zygote_that_does_not_start_is_said(monkeypatch, tmp_path):
     """The grader's set-up is at fault, and the message says what to run."""
     (tmp_path / "zygote.py").write_text("raise SystemExit(3)")
-    monkeypatch.setattr(session_module, "SANDBOX", tmp_path)
+    monkeypatch.setattr(booting, "SANDBOX", tmp_path)
     with pytest.raises(SandboxError, match="autograder doctor"):
         Zygote()
 
@@ -463,8 +466,8 @@ def test_a_zygote_that_does_not_start_is_said(monkeypatch, tmp_path):
 def test_a_zygote_that_says_nothing_is_not_waited_for(monkeypatch, tmp_path):
     """Nor left behind."""
     (tmp_path / "zygote.py").write_text("import time\ntime.sleep(60)")
-    monkeypatch.setattr(session_module, "SANDBOX", tmp_path)
-    monkeypatch.setattr(session_module, "BOOT_SECONDS", 0.2)
-    monkeypatch.setattr(session_module, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(booting, "SANDBOX", tmp_path)
+    monkeypatch.setattr(booting, "BOOT_SECONDS", 0.2)
+    monkeypatch.setattr(booting, "CLOSE_SECONDS", 0.2)
     with pytest.raises(SandboxError, match="did not answer"):
         Zygote()

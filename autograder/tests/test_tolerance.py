@@ -221,7 +221,13 @@ def test_a_structure_is_described_without_its_numbers():
     """What a message may show of a hidden case."""
     described = structure({"a": [torch.ones(2, 3), 7], "b": None})
     assert described == {"a": ["a Tensor of shape (2, 3)", "a value of type int"], "b": "None"}
-    assert "a dict with keys ['x', 'y']" in compare({"x": 1, "y": 2}, {"z": 1}).differences[0].message
+
+
+def test_a_dict_shows_the_oracles_names_and_none_of_the_answers():
+    """An answer could put hidden numbers into its keys; the oracle's are names, unless they are data themselves."""
+    named = compare({"3.14159": 1, "y": 2}, {"z": 1}).differences[0].message
+    assert named == "a dict of 2, expected a dict of 1 with keys ['z']"
+    assert compare({}, {31: 1}).differences[0].message == "a dict of 0, expected a dict of 1"
 
 
 def test_nan_is_found_anywhere():

@@ -81,11 +81,15 @@ def test_an_expanded_tensor_arrives_full():
     assert torch.equal(there_and_back(x, trusted=True), x)
 
 
+def test_a_parameter_arrives_as_the_tensor_it_holds():
+    """An attribute of a module is one; nothing of the module comes along."""
+    assert type(there_and_back(torch.nn.Parameter(torch.ones(1)))) is torch.Tensor
+
+
 NOT_PLAIN = {
     "object": object(),
     "set": {1, 2},
     "module": torch.nn.Linear(1, 1),
-    "parameter": torch.nn.Parameter(torch.ones(1)),
     "sparse": torch.ones(2).to_sparse(),
     "meta": torch.ones(2, device="meta"),
     "complex": torch.ones(2, dtype=torch.complex64),
