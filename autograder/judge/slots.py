@@ -28,10 +28,14 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(named[:count] if named else map(str, range(count)))
 
 
+def has_kernels(lab: Lab) -> bool:
+    """Whether answers of `lab` may run on a GPU."""
+    return "triton" in lab.imports or any("triton" in info.needs for info in lab.questions.values())
+
+
 def gpus_of(lab: Lab) -> tuple[str, ...]:
     """The devices of which a submission of `lab` needs one: none for a lab without kernels, none without a GPU."""
-    kernels = "triton" in lab.imports or any("triton" in info.needs for info in lab.questions.values())
-    return visible_gpus() if kernels else ()
+    return visible_gpus() if has_kernels(lab) else ()
 
 
 @contextlib.contextmanager
