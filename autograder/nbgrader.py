@@ -9,13 +9,12 @@ import copy
 import functools
 import html
 import math
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from nbconvert.exporters.exporter import ResourcesDict
-from nbformat.notebooknode import NotebookNode
+from nbformat.notebooknode import NotebookNode, from_dict
 from nbformat.v4 import new_markdown_cell, new_output
 from nbgrader.plugins import LateSubmissionPlugin
 from nbgrader.preprocessors import NbGraderPreprocessor
@@ -25,18 +24,15 @@ from traitlets.config import Config
 from autograder import feedback
 from autograder.judge.cells import CHECK, Release, fingerprint, grade_id, kind, runnable
 from autograder.judge.intake import load_release, repair
+from autograder.judge.receipt import load_receipt
 from autograder.judge.tiers import NOT_FOR_GRADES
 from autograder.judge.vault import Vault
 from autograder.judge.verdict import Verdict, bank_version, check, load, rebuild
 from autograder.labs import Lab, find_lab
+from autograder.sanitize import OUTPUTS_LIMIT, plain_code, plain_markdown, plain_output
 
-TEXT_LIMIT = 20_000  # characters of one output; a line of 200 MB is no answer
-PNG_LIMIT = 2_000_000  # characters of base64
-OUTPUTS_LIMIT = 50  # per cell
 NOTES_CELL = "autograder-notes"
-TAG = re.compile(r"<(?=[A-Za-z/!?])")  # where HTML would begin a tag, a comment or an autolink
-MATHJAX = re.compile(r"\\(?=href|style|class|cssId|require)")  # commands that make links and attributes
-LINK = re.compile(r"(\]\(\s*|^\s*\[[^\]]+\]:\s*)<?\s*(?:javascript|vbscript|data)\s*:", re.IGNORECASE | re.MULTILINE)
+ACTIVE_FILES = ["*.htm*", "*.xhtml", "*.svg*", "*.xml", "*.js", "*.mjs", "*.css", "*.swf", "*.pdf", "*.mht*"]
 
 
 def install(config: Config) -> Config:
@@ -51,17 +47,24 @@ def install(config: Config) -> Config:
     ]
     config.Autograde.autograde_preprocessors = [
         "autograder.nbgrader.JudgeCells",
+        "autograder.nbgrader.PlainSources",
         "nbgrader.preprocessors.SaveAutoGrades",
         "nbgrader.preprocessors.AssignLatePenalties",
         "nbgrader.preprocessors.CheckCellMetadata",
     ]
     config.GenerateFeedback.preprocessors = [
         "autograder.nbgrader.SanitizeOutputs",
+        "autograder.nbgrader.PlainSources",
+        "autograder.nbgrader.ShowReceipt",
         "nbgrader.preprocessors.GetGrades",
         "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
     ]
     config.AssignLatePenalties.plugin_class = "autograder.nbgrader.LatePolicy"
     config.OverwriteCells.add_missing_cells = True
+    config.HTMLExporter.filters = {"markdown2html": "autograder.sanitize.markdown2html"}
+    # A page of a student's own, served beside formgrader, would act with the instructor's rights.
+    ignored = config.CourseDirectory.get("ignore", [])
+    config.CourseDirectory.ignore = [*ignored, *(name for name in ACTIVE_FILES if name not in ignored)]
     return config
 
 
@@ -114,36 +117,34 @@ class SanitizeOutputs(NbGraderPreprocessor):
         nb.metadata = copy.deepcopy(release.notebook.metadata)
         for cell in nb.cells:
             cell.pop("attachments", None)
+            # Tags, MIME types and names of lexers reach the page, too.
+            cell.metadata = from_dict({key: cell.metadata[key] for key in ("nbgrader",) if key in cell.metadata})
             if cell.cell_type != "code" and cell.source not in ours:
                 cell.source = plain_markdown(cell.source)
             elif cell.cell_type == "code" and kind(cell) != CHECK:
-                shown = [plain_output(output) for output in cell.outputs[:OUTPUTS_LIMIT]]
-                cell.outputs = shown
+                cell.outputs = [plain_output(output) for output in cell.outputs[:OUTPUTS_LIMIT]]
         return nb, resources
 
 
-def plain_output(output: NotebookNode) -> NotebookNode:
-    """The output as text, with a PNG if it has one. Nothing on stderr: nbgrader would read a failure into it."""
-    if output.output_type == "stream":
-        return new_output("stream", name="stdout", text=_cut(output.text))
-    if output.output_type == "error":
-        trace = "\n".join(map(str, output.get("traceback", [])))[-TEXT_LIMIT:]
-        return new_output("stream", name="stdout", text=re.sub(r"\x1b\[[0-9;]*m", "", trace))
-    data = {"text/plain": _cut(output.data.get("text/plain", ""))}
-    png = output.data.get("image/png")
-    if isinstance(png, str) and len(png) <= PNG_LIMIT and re.fullmatch(r"[A-Za-z0-9+/=\s]*", png):
-        data["image/png"] = png
-    return new_output("display_data", data)
+class PlainSources(NbGraderPreprocessor):
+    """After judging (a verdict is about the code as it was): spell out what an editor would hide in the code."""
+
+    def preprocess(self, nb: NotebookNode, resources: ResourcesDict) -> tuple[NotebookNode, ResourcesDict]:
+        for cell in nb.cells:
+            if cell.cell_type == "code" and kind(cell) != CHECK:
+                cell.source = plain_code(cell.source)
+        return nb, resources
 
 
-def plain_markdown(source: str) -> str:
-    """Markdown in which no HTML tag can begin and no link can run code; to the eye it reads as before."""
-    return LINK.sub(r"\1#", MATHJAX.sub(r"\\ ", TAG.sub("<\u200b", source)))
+class ShowReceipt(NbGraderPreprocessor):
+    """On top of the feedback: what was mended when the file came in, or why the newest file was not taken."""
 
-
-def _cut(text: Any) -> str:
-    text = "".join(map(str, text)) if isinstance(text, list) else str(text)
-    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}\n… cut after {TEXT_LIMIT:,} characters"
+    def preprocess(self, nb: NotebookNode, resources: ResourcesDict) -> tuple[NotebookNode, ResourcesDict]:
+        assignment, student = resources["nbgrader"]["assignment"], resources["nbgrader"]["student"]
+        receipt = load_receipt(course_root(self) / ".judge", assignment, student)
+        if receipt is not None and receipt.lines:
+            nb.cells.insert(0, new_markdown_cell("\n".join(receipt.lines), id="autograder-receipt"))
+        return nb, resources
 
 
 class JudgeCells(NbGraderPreprocessor):

@@ -18,6 +18,8 @@ c.CourseDirectory.root = str(COURSE)
 c.CourseDirectory.course_id = SETTINGS.get("course_id", "efficient-llm")
 # Files that never travel, even when someone puts them beside a notebook.
 c.CourseDirectory.ignore = [".ipynb_checkpoints", "*.pyc", "__pycache__", "feedback", "*.py", "*.toml", "*.md"]
+# A page of a student's own, served beside formgrader, would act with the instructor's rights.
+c.CourseDirectory.ignore += ["*.htm*", "*.xhtml", "*.svg*", "*.xml", "*.js", "*.mjs", "*.css", "*.swf", "*.pdf", "*.mht*"]
 c.Exchange.root = str((COURSE / SETTINGS.get("exchange", "exchange")).resolve())
 c.Exchange.timezone = "UTC"
 
@@ -50,6 +52,7 @@ c.Autograde.sanitize_preprocessors = [
 ]
 c.Autograde.autograde_preprocessors = [
     "autograder.nbgrader.JudgeCells",
+    "autograder.nbgrader.PlainSources",
     "nbgrader.preprocessors.SaveAutoGrades",
     "nbgrader.preprocessors.AssignLatePenalties",
     "nbgrader.preprocessors.CheckCellMetadata",
@@ -61,6 +64,10 @@ c.Execute.timeout = 120  # the Validate button runs a whole notebook cell by cel
 # Feedback: nothing a student printed reaches a page that staff open before it is made harmless.
 c.GenerateFeedback.preprocessors = [
     "autograder.nbgrader.SanitizeOutputs",
+    "autograder.nbgrader.PlainSources",
+    "autograder.nbgrader.ShowReceipt",
     "nbgrader.preprocessors.GetGrades",
     "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
 ]
+# A second line, in formgrader and feedback alike: rendered prose keeps only elements of a short list.
+c.HTMLExporter.filters = {"markdown2html": "autograder.sanitize.markdown2html"}

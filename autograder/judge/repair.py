@@ -88,7 +88,7 @@ def _strip_copies(notebook: NotebookNode, release: Release) -> list[Note]:
         if name in kept and cell is kept[name]:
             if _fields(cell) != _fields(release.graded[name]):
                 notes.append(Note(f"The label of `{name}` was changed; ours counts.", f"`{name}`: metadata edited"))
-                cell.metadata["nbgrader"] = copy.deepcopy(release.graded[name].metadata["nbgrader"])
+            cell.metadata["nbgrader"] = copy.deepcopy(release.graded[name].metadata["nbgrader"])
             continue
         del cell.metadata["nbgrader"]
         if name in release.graded:

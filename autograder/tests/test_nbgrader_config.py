@@ -13,6 +13,8 @@ COURSE = Path(__file__).parents[2] / "course"
 def test_plain_nbgrader_runs_the_same_steps_as_autograder_grade():
     """The formgrader's button reads nbgrader_config.py alone; a step missing there could stop a class."""
     theirs = PyFileConfigLoader("nbgrader_config.py", path=str(COURSE)).load_config()
-    for section, options in install(Config()).items():
+    ours = install(Config())
+    assert set(ours.CourseDirectory.pop("ignore")) <= set(theirs.CourseDirectory.ignore)
+    for section, options in ours.items():
         for name, wanted in options.items():
             assert theirs[section][name] == wanted, f"{section}.{name}"
