@@ -27,6 +27,7 @@ ELSEWHERE = {
     "doctor": ("autograder.doctor", "which grading tier this machine gives, and what it lacks"),
     "redteam": ("autograder.redteam.campaign", "attack the grader, and plain nbgrader beside it"),
     "similarity": ("autograder.similarity", "compare submissions with the reference, the solutions and each other"),
+    "fuzz": ("autograder.fuzz", "throw hostile frames and notebooks at what reads them"),
     "insights": ("autograder.insights", "which mistakes a class made, and which questions were hard"),
     "throughput": ("autograder.throughput", "submissions per second, beside plain nbgrader's"),
 }
@@ -115,6 +116,12 @@ def add_grade(verbs: Any) -> None:
 def add_judging(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--jobs", type=int, default=None, help="submissions judged at once [default: one per core]")
     verb.add_argument("--new-seed", action="store_true", help="draw new hidden cases: regrades everybody")
+    verb.add_argument(
+        "--engine", choices=("local", "slurm"), default="local", help="this machine, or a cluster [default: local]"
+    )
+    verb.add_argument(
+        "--nodes", type=int, default=None, help="with slurm: tasks at once, each with --jobs [default: course.toml]"
+    )
 
 
 def add_students(verb: argparse.ArgumentParser) -> None:
@@ -137,9 +144,21 @@ def run_judge(arguments: argparse.Namespace) -> int:
     from autograder.judge import cycle
     from autograder.labs import find_lab
 
-    jobs = arguments.jobs or cycle.default_jobs()
     course, lab = open_course(arguments), find_lab(arguments.lab)
-    return tell("judge", cycle.judge(course, lab, jobs=jobs, new_seed=arguments.new_seed, students=arguments.student))
+    where = engine_of(arguments, course)
+    return tell("judge", cycle.judge(course, lab, new_seed=arguments.new_seed, students=arguments.student, **where))
+
+
+def engine_of(arguments: argparse.Namespace, course: Any) -> dict[str, Any]:
+    """Where `judge` runs, and how many submissions at once: here, or in each task on a cluster."""
+    from autograder.judge import cycle
+
+    if arguments.engine == "local":
+        return {"jobs": arguments.jobs or cycle.default_jobs()}
+    from autograder.judge.slurm import Slurm
+
+    engine = Slurm(course.root, tasks=arguments.nodes, cores=arguments.jobs)
+    return {"engine": engine, "jobs": engine.request.cores}
 
 
 def run_record(arguments: argparse.Namespace) -> int:
@@ -171,9 +190,9 @@ def run_grade(arguments: argparse.Namespace) -> int:
 
     start = time.monotonic()
     course, lab = open_course(arguments), find_lab(arguments.lab)
-    jobs = arguments.jobs or cycle.default_jobs()
+    where = engine_of(arguments, course)
     status = tell("collect", cycle.collect(course, lab, arguments.folder))
-    status |= tell("judge", cycle.judge(course, lab, jobs=jobs, new_seed=arguments.new_seed))
+    status |= tell("judge", cycle.judge(course, lab, new_seed=arguments.new_seed, **where))
     status |= tell("record", cycle.record(course, lab))
     status |= tell("feedback", cycle.write_feedback(course, lab, fresh=False))
     print(f"{cycle.export(course, arguments.csv)}: written")
