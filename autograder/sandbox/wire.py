@@ -83,12 +83,17 @@ def parse_head(text: bytes) -> dict:
         if deepest > MAX_DEPTH:
             raise WireError(f"nested deeper than {MAX_DEPTH} levels")
     try:
-        head = json.loads(text)
+        head = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as problem:
         raise WireError(f"not JSON: {type(problem).__name__}") from None
     if not isinstance(head, dict):
         raise WireError("the head is not an object")
     return head
+
+
+def _refuse_constant(name: str) -> float:
+    """NaN as JSON's parser reads it is a new object each time, so a dict could hold it twice; ours is `{"f": "nan"}`."""
+    raise WireError(f"{name} is not JSON")
 
 
 def _left(deadline: float | None) -> float | None:

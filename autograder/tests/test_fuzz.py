@@ -66,6 +66,13 @@ def test_a_bool_with_another_byte_arrives_as_true():
     assert wire.decode(form, forged).view(torch.uint8).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_are_no_json_are_refused(name):
+    """Python's parser reads them, and two such NaN are two keys of one dict."""
+    with pytest.raises(wire.WireError, match=name):
+        wire.parse_head(b'{"value": %s}' % name.encode())
+
+
 # --- a slice of every campaign ------------------------------------------------------------------------
 
 
