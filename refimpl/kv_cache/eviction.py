@@ -118,7 +118,12 @@ class EvictingCache:
         if now < self.budget:
             slot = torch.full_like(places[..., 0], now)
         else:
-            slot = self.policy(places, scores, now).argmin(-1)
+            worth, slot = self.policy(places, scores, now).min(-1)
+            if now == self.budget and worth.isinf().any():
+                raise ValueError(
+                    f"EvictingCache: the policy protects all {self.budget} entries; give a larger budget, or fewer "
+                    "sinks or recent tokens"
+                )
         at = slot[..., None]  # (batch, kv_heads, 1)
         places.scatter_(2, at, now)
         scores.scatter_(2, at, 0.0)
