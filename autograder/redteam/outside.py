@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import json
 import os
+import queue
 import socket
 import stat
 import subprocess
@@ -200,7 +201,7 @@ class Listener:
     """Waits for stolen data on loopback, at a path and under an abstract name; `received` is what came."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.received: list[bytes] = []
+        self.received: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.path, self.abstract = str(folder / "listener"), f"\0{name}"
         internet = socket.create_server(("127.0.0.1", 0))
         self.port = internet.getsockname()[1]
@@ -221,12 +222,11 @@ class Listener:
                 with connection:
                     connection.settimeout(1)
                     with contextlib.suppress(OSError):
-                        self.received.append(connection.recv(1 << 16) or b"a connection")
+                        self.received.put(connection.recv(1 << 16) or b"a connection")
 
     def taken(self) -> list[bytes]:
         """What came since the last call."""
-        got, self.received = self.received, []
-        return got
+        return [self.received.get() for _ in range(self.received.qsize())]
 
     def close(self) -> None:
         for server in self.sockets:
