@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autograder.judge.history import remember
 from autograder.judge.tiers import at_least
 from autograder.judge.vault import Vault, canonical, write_atomically
 from autograder.labs import Lab
@@ -80,6 +81,7 @@ def save(verdict: Verdict, vault: Vault) -> Path:
     path = vault.verdict_path(verdict.lab, verdict.student)
     signed = {**body, "signature": vault.sign(canonical(body))}
     write_atomically(path, json.dumps(signed, indent=1, sort_keys=True) + "\n")
+    remember(verdict, vault)
     return path
 
 
