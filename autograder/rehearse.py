@@ -6,17 +6,16 @@ again. The gradebook must equal what the lab itself says, question by question; 
 """
 
 import argparse
+import importlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,48 +23,29 @@ import torch
 
 from autograder.cli import interpret_without_gpu, open_course
 from autograder.hidden import hidden_numbers, secret_texts, significant, visible
-from autograder.judge.cycle import Course, default_jobs
+from autograder.judge.cycle import default_jobs
 from autograder.judge.intake import load_release
 from autograder.judge.tiers import NOT_FOR_GRADES, machine_tier
-from autograder.judge.verdict import bank_version
-from autograder.labs import Lab, all_labs, find_lab, load_lab
+from autograder.labs import Lab, all_labs, find_lab
 from autograder.plain import execute_plainly
+from autograder.rehearsal import (
+    Rehearsal,
+    command,
+    contents,
+    grade_arguments,
+    gradebook,
+    hidden_seed,
+    kill_when,
+    make_course,
+)
 from autograder.synthetic import Classroom, Student, expected
-
-SECONDS = 6  # deadline of a case in the rehearsal: two students wait for it on purpose
-STEP_TIMEOUT = 900
 
 WHOLE = 2  # without --lab, so many labs (those with the most questions) get the whole class; two minutes each
 
 DESCRIPTION = """Grade a synthetic class with known scores, with the real commands, in a temporary course folder.
 Two runs are killed on the way; the last one repeats a finished one. Exit status 1 if anything is not as it must be.
-The two labs with the most questions, or those named with --lab, get the whole class of twenty; the others six."""
-
-
-@dataclass
-class Rehearsal:
-    """One lab's class in one course folder; `faults` collects everything that is not as it must be."""
-
-    course: Course
-    lab: Lab
-    jobs: int
-    whole: bool = True  # every student and both kills, or the plain students once
-    students: list[Student] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    wanted: dict[str, dict[str, float]] = field(default_factory=dict)  # student -> question -> points, from the lab
-
-    @property
-    def inbox(self) -> Path:
-        return self.course.root.parent / "inbox" / self.lab.slug
-
-    @property
-    def graded(self) -> list[Student]:
-        return [student for student in self.students if not student.refused]
-
-    def expect(self, true: bool, fault: str) -> None:
-        if not true:
-            self.faults.append(fault)
+The two labs with the most questions, or those named with --lab, get the whole class of twenty; the others six.
+With --kills a class of fifty of one lab is graded instead, while its processes are killed at so many random moments."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="rehearsal-"))
     try:
         labs, whole = choose(arguments)
+        if arguments.kills:
+            return int(importlib.import_module("autograder.kills").rehearse_kills(folder, labs, arguments))
         return rehearse(folder, labs, whole, open_course(arguments).root, arguments.jobs or default_jobs())
     finally:
         if arguments.keep:
@@ -89,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--lab", action="append", default=[], help="only this lab; may be repeated [default: all]")
     result.add_argument("--course", type=Path, default=None, help="course folder whose settings are copied")
     result.add_argument("--jobs", type=int, default=None, help="submissions judged at once [default: one per core]")
+    result.add_argument("--kills", type=int, default=0, metavar="N", help="kill -9 at N random moments instead")
+    result.add_argument("--students", type=int, default=50, help="with --kills: how many [default: 50]")
+    result.add_argument("--seed", type=int, default=None, help="with --kills: replay the moments of an earlier run")
     result.add_argument("--keep", action="store_true", help="leave the temporary course folder behind")
     return result
 
@@ -120,32 +105,6 @@ def rehearse(folder: Path, labs: Sequence[Lab], whole: set[str], settings: Path,
     warning = f" {NOT_FOR_GRADES}" if machine_tier() == "T0" else ""
     print(f"{len(copies)} labs in {time.monotonic() - start:.0f} s: {verdict}.{warning}")
     return 1 if faults else 0
-
-
-def make_course(folder: Path, labs: Sequence[Lab], settings: Path) -> tuple[Course, list[Lab]]:
-    """A course folder and copies of the labs, with a short deadline and with the tier that there is."""
-    root = folder / "course"
-    root.mkdir()
-    for name in ("nbgrader_config.py", "course.toml"):
-        if (settings / name).is_file():
-            shutil.copy(settings / name, root / name)
-    replace_in(root / "course.toml", r'minimum_tier\s*=\s*"[^"]*"', f'minimum_tier = "{machine_tier()}"')
-    copies = []
-    for lab in labs:
-        target = folder / "labs" / lab.slug
-        shutil.copytree(
-            lab.folder, target, ignore=shutil.ignore_patterns("__pycache__", "kernel-*", ".ipynb_checkpoints")
-        )
-        text = (target / "lab.toml").read_text(encoding="utf-8")
-        shorter = re.sub(r"(?m)^seconds\s*=.*$\n?", "", text)
-        (target / "lab.toml").write_text(f"seconds = {SECONDS}\n{shorter}", encoding="utf-8")
-        copies.append(load_lab(target))
-    return Course(root), copies
-
-
-def replace_in(path: Path, pattern: str, replacement: str) -> None:
-    if path.is_file():
-        path.write_text(re.sub(pattern, replacement, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def play(run: Rehearsal) -> None:
@@ -222,8 +181,9 @@ def grade_again(run: Rehearsal) -> None:
 
 def search_feedback(run: Rehearsal) -> None:
     """No hidden input, expected value, seed or check source in any page, and no live markup."""
-    pages = sorted((run.course.root / "feedback").glob(f"*/{run.lab.slug}/*.html"))
-    run.expect(len(pages) == len(run.graded), f"{len(pages)} feedback pages for {len(run.graded)} students")
+    found = {page.parents[1].name for page in (run.course.root / "feedback").glob(f"*/{run.lab.slug}/*.html")}
+    missing, strangers = {s.name for s in run.graded} - found, found - {s.name for s in run.students}
+    run.expect(not missing and not strangers, f"feedback pages: missing {missing}, of nobody {strangers}")
     numbers, secrets = hidden_numbers(run.lab, hidden_seed(run)), secret_texts(run.lab)
     for student in run.graded:
         page = run.course.root / "feedback" / student.name / run.lab.slug / "lab.html"
@@ -261,39 +221,8 @@ def plain_nbgrader(run: Rehearsal) -> None:
 # --- parts ----------------------------------------------------------------------------------------------
 
 
-def command(run: Rehearsal, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """One `autograder` command, as an instructor types it."""
-    line = [sys.executable, "-m", "autograder", *arguments, "--course", str(run.course.root)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=STEP_TIMEOUT, check=False, env=environment(run))
-
-
-def environment(run: Rehearsal) -> dict[str, str]:
-    return {**os.environ, "COURSE_LABS": str(run.lab.folder.parent), "OMP_NUM_THREADS": "1"}
-
-
-def grade_arguments(run: Rehearsal) -> list[str]:
-    csv = run.course.root.parent / "grades.csv"
-    return ["grade", run.lab.slug, "--from", str(run.inbox), "--jobs", str(run.jobs), "--csv", str(csv)]
-
-
 def grade(run: Rehearsal) -> subprocess.CompletedProcess[str]:
     return command(run, *grade_arguments(run))
-
-
-def kill_when(run: Rehearsal, ready: Callable[[], bool]) -> None:
-    """Start `autograder grade`, send SIGKILL to it (and to it alone) once `ready`."""
-    line = [sys.executable, "-m", "autograder", *grade_arguments(run), "--course", str(run.course.root)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(line, env=environment(run), **quiet)  # type: ignore[call-overload]
-    deadline = time.monotonic() + STEP_TIMEOUT
-    while not ready() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*")) if path.is_file()}
 
 
 def everything(run: Rehearsal) -> dict[str, Any]:
@@ -303,21 +232,6 @@ def everything(run: Rehearsal) -> dict[str, Any]:
     found |= {f"page {p.parents[1].name}": p.read_bytes() for p in (root / "feedback").glob(f"*/{slug}/*.html")}
     found |= {f"grade {name}": points for name, points in gradebook(run).items()}
     return found | {"csv": (root.parent / "grades.csv").read_bytes()}
-
-
-def gradebook(run: Rehearsal) -> dict[str, dict[str, float]]:
-    """Student -> code question -> points, as nbgrader has them."""
-    book: dict[str, dict[str, float]] = {}
-    with run.course.api.gradebook as opened:
-        for submission in opened.assignment_submissions(run.lab.slug):
-            grades = [grade for notebook in submission.notebooks for grade in notebook.grades]
-            found = {grade.name.removeprefix("check-"): grade.score for grade in grades}
-            book[submission.student.id] = {name: found[name] for name in run.lab.checks if name in found}
-    return book
-
-
-def hidden_seed(run: Rehearsal) -> int:
-    return run.course.vault.seed(run.lab.slug, bank_version(run.lab))
 
 
 def table(run: Rehearsal) -> str:

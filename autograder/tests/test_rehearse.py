@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from autograder import cli, rehearse
+from autograder import cli, rehearsal, rehearse
 from autograder.hidden import hidden_numbers, secret_texts, significant, visible
 from autograder.judge import cycle
 from autograder.labs import load_lab
-from autograder.rehearse import Rehearsal, faults_of_page, kill_when
+from autograder.rehearsal import Rehearsal, kill_when
+from autograder.rehearse import faults_of_page
 from autograder.synthetic import Classroom, Student, expected
 
 SETTINGS = Path(__file__).resolve().parents[2] / "course"
@@ -121,7 +122,7 @@ def in_process(monkeypatch, capsys):
 
     monkeypatch.setattr(rehearse, "command", command)
     monkeypatch.setattr(rehearse, "kill_when", kill)
-    monkeypatch.setattr(rehearse, "SECONDS", 2)
+    monkeypatch.setattr(rehearsal, "SECONDS", 2)
     monkeypatch.setattr(rehearse, "plain_nbgrader", lambda run: None)
     monkeypatch.setenv("COURSE_LABS", "")
 
@@ -166,8 +167,8 @@ def test_a_rehearsal_with_a_wrong_expectation_ends_with_one(
 def test_a_run_is_killed_once_it_is_ready(tmp_path, monkeypatch):
     """SIGKILL, and the process is gone when the function returns."""
     run = Rehearsal(None, None, 1)
-    monkeypatch.setattr(rehearse, "grade_arguments", lambda run: ["doctor"])
-    monkeypatch.setattr(rehearse, "environment", lambda run: {})
+    monkeypatch.setattr(rehearsal, "grade_arguments", lambda run: ["doctor"])
+    monkeypatch.setattr(rehearsal, "environment", lambda run: {})
     run.course = Rehearsal_settings
     start = time.monotonic()
     kill_when(run, lambda: True)
