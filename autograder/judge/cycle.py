@@ -18,20 +18,22 @@ from tqdm import tqdm
 
 from autograder.judge.cells import Release
 from autograder.judge.course import Course, Progress, open_api, succeed
-from autograder.judge.intake import STUDENT, Refused, load_release, parse, read_bytes, take_in
+from autograder.judge.inbox import collect, found_in
+from autograder.judge.intake import Refused, load_release, take_in
 from autograder.judge.judge import basis, refuse_if_lacking
+from autograder.judge.receipt import refused, save_receipt
 from autograder.judge.record import export, record, scores, write_feedback
 from autograder.judge.tiers import at_least, machine_tier
 from autograder.judge.trouble import space_in
-from autograder.judge.vault import Vault, write_atomically
+from autograder.judge.vault import Vault
 from autograder.judge.verdict import BadVerdict, CycleError, bank_version, load
 from autograder.judge.workers import Job, run_jobs
 from autograder.labs import Lab
 from autograder.nbgrader import minimum_tier, settings
 
 __all__ = [
-    "Course", "CycleError", "Progress", "collect", "default_jobs", "export", "judge", "open_api", "record", "release",
-    "scores", "write_feedback",
+    "Course", "CycleError", "Progress", "collect", "default_jobs", "export", "found_in", "judge", "open_api", "record",
+    "release", "scores", "write_feedback",
 ]  # fmt: skip
 
 WRITE_SOURCE = (
@@ -71,50 +73,6 @@ def set_deadline(course: Course, lab: Lab) -> None:
     deadline = settings(course.root).get("deadlines", {}).get(lab.slug)
     with course.api.gradebook as gradebook:
         gradebook.update_or_create_assignment(lab.slug, duedate=deadline.isoformat() if deadline else None)
-
-
-# --- collect ------------------------------------------------------------------------------------------
-
-
-def collect(course: Course, lab: Lab, folder: Path | None = None) -> Progress:
-    """Bring submissions into `submitted/`: from nbgrader's exchange, or from a folder of notebooks."""
-    if folder is None:
-        succeed(course.api.collect(lab.slug), f"collecting {lab.slug} (or name a folder with --from)")
-        return Progress(done=list(course.submitted(lab)))
-    if not folder.is_dir():
-        raise CycleError(f"{folder} is no folder; --from names one with <student>.ipynb or <student>/lab.ipynb")
-    progress = Progress()
-    for student, path in sorted(found_in(folder, lab.slug).items()):
-        try:
-            with space_in(course.root):
-                take_over(course, lab, student, path, progress)
-        except (Refused, OSError) as problem:
-            progress.problems[student] = str(problem)
-    return progress
-
-
-def found_in(folder: Path, slug: str) -> dict[str, Path]:
-    """Student -> notebook, from `<student>.ipynb`, `<student>/lab.ipynb` or `<student>/<slug>/lab.ipynb`."""
-    found = {path.stem: path for path in folder.glob("*.ipynb")}
-    found |= {path.parent.name: path for path in folder.glob("*/lab.ipynb")}
-    return found | {path.parents[1].name: path for path in folder.glob(f"*/{slug}/lab.ipynb")}
-
-
-def take_over(course: Course, lab: Lab, student: str, path: Path, progress: Progress) -> None:
-    """Copy one notebook, unchanged, if it can be one."""
-    if not STUDENT.fullmatch(student):
-        raise Refused(f"{student!r} is no student id: letters, digits and _ . @ - only")
-    content = read_bytes(path, student)
-    parse(content)
-    target = course.root / "submitted" / student / lab.slug / "lab.ipynb"
-    if target.is_file() and target.read_bytes() == content:
-        progress.kept.append(student)
-        return
-    stamp = path.with_name("timestamp.txt")  # goes first: once the notebook is there, this student is done
-    if path.name == "lab.ipynb" and stamp.is_file() and not stamp.is_symlink():
-        write_atomically(target.with_name("timestamp.txt"), stamp.read_text(encoding="utf-8")[:100], mode=0o644)
-    write_atomically(target, content.decode("utf-8"), mode=0o644)
-    progress.done.append(student)
 
 
 # --- judge --------------------------------------------------------------------------------------------
@@ -160,6 +118,7 @@ def find_waiting(course: Course, lab: Lab, new_seed: bool, wanted: set[str], pro
             fits = still_fits(vault, lab, release_, path, student, draw)
         except Refused as problem:
             vault.verdict_path(lab.slug, student).unlink(missing_ok=True)
+            save_receipt(vault.folder, lab.slug, student, refused(path.name, problem))
             progress.problems[student] = str(problem)
             continue
         if fits:

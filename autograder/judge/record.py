@@ -18,6 +18,7 @@ from autograder.judge.gradebook import OneVisit
 from autograder.judge.intake import Refused, load_release, take_in
 from autograder.judge.judge import basis
 from autograder.judge.locks import try_lock
+from autograder.judge.refusals import write_pages
 from autograder.judge.trouble import full, says_full, space_in
 from autograder.judge.vault import write_atomically
 from autograder.judge.verdict import BadVerdict, CycleError, bank_version, check, load
@@ -116,6 +117,7 @@ def write_feedback(course: Course, lab: Lab, students: Iterable[str] = (), *, fr
             else:
                 refuse_if_nbgrader_found_no_space(course, result)
                 progress.problems[student] = last_line(result)
+        progress.done += write_pages(course.root / "feedback", course.vault.folder, lab.slug, graded, wanted)
     return progress
 
 

@@ -84,7 +84,7 @@ def test_the_deadline_stands_in_the_gradebook(course, lab, released):
 
 
 def test_what_is_no_notebook_is_reported_and_the_others_are_taken(collected):
-    """By name, with a reason for the student."""
+    """By name, with a reason for staff, and one for the student in a receipt."""
     assert set(collected.done) == set(CLASS) - {"no-notebook"}
     assert "nested deeper" in collected.problems["no-notebook"]
     assert collected.text == "4 done, 0 unchanged, 1 with problems"
@@ -117,12 +117,14 @@ def test_recording_again_changes_nothing(course, lab, recorded):
 
 def test_feedback_shows_the_judges_words_and_no_markup(course, lab, recorded):
     """One page each; made again only where a grade is newer, or when asked for."""
-    assert len(cycle.write_feedback(course, lab, fresh=False).done) == 4
+    assert len(cycle.write_feedback(course, lab, fresh=False).done) == 5  # with the one who was refused
     assert len(cycle.write_feedback(course, lab, fresh=False).kept) == 4
     assert cycle.write_feedback(course, lab, ["markup"]).done == ["markup"]
     page = (course.root / "feedback" / "markup" / "00_tiny" / "lab.html").read_text()
     assert "<script>alert" not in page and "<img src=x" not in page and 'href="javascript' not in page
     assert "spread: passed" in page and "T0: not for grades" in page
+    refused = (course.root / "feedback" / "no-notebook" / "00_tiny" / "lab.html").read_text()
+    assert "not graded yet" in refused and "nested deeper than" in refused
     duplicated = (course.root / "feedback" / "duplicated" / "00_tiny" / "lab.html").read_text()
     assert "was there twice" in duplicated
 
