@@ -55,17 +55,19 @@ class Lab:
 
     @cached_property
     def checks(self) -> dict[str, Question]:
-        """The code questions that `checks.py` declares, by name."""
+        """The code questions that `checks.py` declares, by name; on the judge's side with the term's private cases."""
+        from autograder.overlay import with_variants
+
         module = load_file(self.folder / "checks.py", f"checks_of_{self.slug}")
         declared = [value.__question__ for value in vars(module).values() if hasattr(value, "__question__")]
         questions = {question.name: question for question in declared}
         self._same_names(questions, "checks.py")
-        return questions
+        return with_variants(self, questions)
 
     @cached_property
     def all_mistakes(self) -> tuple[Mistake, ...]:
         module = load_file(self.folder / "mistakes.py", f"mistakes_of_{self.slug}")
-        lists = [v.__mistakes__ for v in vars(module).values() if callable(v) and hasattr(v, "__mistakes__")]
+        lists = [v.__mistakes__ for v in vars(module).values() if "__mistakes__" in getattr(v, "__dict__", ())]
         known = tuple(mistake for found in lists for mistake in found)
         unknown = {mistake.question for mistake in known} - self.checks.keys()
         if unknown:

@@ -29,6 +29,7 @@ from autograder.judge.tiers import NOT_FOR_GRADES
 from autograder.judge.vault import Vault
 from autograder.judge.verdict import Verdict, bank_version, check, load, rebuild
 from autograder.labs import Lab, find_lab
+from autograder.overlay import use_overlay
 from autograder.sanitize import OUTPUTS_LIMIT, plain_code, plain_markdown, plain_output
 
 NOTES_CELL = "autograder-notes"
@@ -98,6 +99,7 @@ class RepairMetadata(NbGraderPreprocessor):
     """First step: the graded cells become exactly the released ones, so that one slip stops no class."""
 
     def preprocess(self, nb: NotebookNode, resources: ResourcesDict) -> tuple[NotebookNode, ResourcesDict]:
+        use_overlay(course_root(self))  # plain `nbgrader autograde` begins here
         _, release, _ = lab_of(resources["nbgrader"]["assignment"])
         repaired, notes = repair(nb, release)
         for note in notes:
@@ -218,11 +220,15 @@ class LatePolicy(LateSubmissionPlugin):
     """The late policy of course.toml: a grace period, a share of the score for each day begun, then nothing."""
 
     def late_submission_penalty(self, student_id: str, score: float, total_seconds_late: float) -> float | None:
-        policy = settings(course_root(self)).get("late", {})
-        late = total_seconds_late - 60 * policy.get("grace_minutes", 0)
-        if late <= 0 or not policy:
-            return None
-        days = math.ceil(late / 86_400)
-        if days > policy.get("days", math.inf):
-            return score
-        return round(min(score, score * policy.get("penalty_per_day", 0.0) * days), 2)
+        return penalty(settings(course_root(self)).get("late", {}), score, total_seconds_late)
+
+
+def penalty(policy: dict[str, Any], score: float, seconds_late: float) -> float | None:
+    """The points that lateness costs; None where there is nothing to take."""
+    late = seconds_late - 60 * policy.get("grace_minutes", 0)
+    if late <= 0 or not policy:
+        return None
+    days = math.ceil(late / 86_400)
+    if days > policy.get("days", math.inf):
+        return score
+    return round(min(score, score * policy.get("penalty_per_day", 0.0) * days), 2)

@@ -17,6 +17,7 @@ from autograder.judge.vault import Vault
 from autograder.judge.verdict import CycleError
 from autograder.labs import Lab
 from autograder.nbgrader import install
+from autograder.overlay import use_overlay
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Course:
         self.root = self.root.resolve()
         if not (self.root / "nbgrader_config.py").is_file():
             raise CycleError(f"{self.root} is no course folder: it has no nbgrader_config.py. Name one with --course.")
+        use_overlay(self.root)
         # nbgrader calls `alembic` by name when it makes a gradebook; it lies beside this Python.
         tools = str(Path(sys.executable).parent)
         if tools not in os.environ.get("PATH", "").split(os.pathsep):

@@ -22,6 +22,7 @@ from autograder.judge.tiers import at_least
 from autograder.judge.vault import Vault, canonical, write_atomically
 from autograder.labs import Lab
 from autograder.mechanism import MechanismResult
+from autograder.overlay import files_of
 from autograder.score import CaseResult, Report
 
 SCHEMA = 1
@@ -143,7 +144,7 @@ def bank_version(lab: Lab) -> str:
         oracle = lab.oracle(question)
         if oracle is not None:
             _follow(_file_of(oracle.__module__), found)
-    return _hash([*sorted(found), *own, *(PACKAGE / name for name in COMPARISON)])
+    return _hash([*sorted(found), *own, *files_of(lab), *(PACKAGE / name for name in COMPARISON)])
 
 
 @functools.cache
