@@ -57,7 +57,7 @@ name_everything() {
 netns() { say "sl$ID-$1"; }
 nodes() { seq -f 'n%g' 1 "$(cat "$DIR/nodes")"; }
 ours() { [ -f "$DIR/nodes" ]; }
-alive() { [ -s "$DIR/$1.pid" ] && kill -0 "$(cat "$DIR/$1.pid")" 2> /dev/null; }
+alive() { [ -s "$DIR/$1.pid" ] && grep -qs '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$(cat "$DIR/$1.pid")/status"; }
 
 end() { # end NAME: kill a process that we started, and wait until it is gone
   alive "$1" || { rm -f "$DIR/$1.pid"; return 0; }
