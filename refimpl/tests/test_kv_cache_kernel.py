@@ -116,6 +116,14 @@ def test_errors_name_what_was_given_and_the_way_out(device):
         decode_attention(q, k, v, lengths[:1])
 
 
+def test_every_shipped_configuration_is_handed_to_the_compiler():
+    """Split kernel static and paged and the merge, at two dimensions or all four and both precisions, two GPUs."""
+    assert len(aot.jobs(["kv_cache"])) == 2 * 2 * 3
+    jobs = aot.jobs(["kv_cache"], everything=True)
+    assert len(jobs) == 2 * 4 * 2 * 3
+    assert {job.constants.get("PAGE") for job in jobs} == {0, 16, None}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, whose wheels are for Linux only")
 def test_both_kernels_compile_for_real_gpus_without_spills():

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own convention
 
 from refimpl.bench.measure import interleaved, median_ratio
-from refimpl.kv_cache import KVCache, cached_attention
+from refimpl.kv_cache import KVCache, cached_attention, decode_attention
 from refimpl.models import SmolLM, corpus, generate, load_smollm2
 
 TITLE = "decoding with a KV cache against transformers (tokens per second) and SDPA (time)"
@@ -135,6 +135,30 @@ def attention_row(keys: int, runs: int) -> dict:
         "flops": 4 * h * d * keys,
         "bytes": k.nbytes + v.nbytes,
     }
+
+
+def gpu(device: str, repeats: int, lengths: tuple[int, ...] = (8192, 32768)) -> list[dict]:
+    """The Triton kernel at batch 1, split and unsplit, and SDPA: bytes of the cache per second is what counts."""
+    from refimpl.bench.gpu import measure
+
+    rows, dtype = [], torch.bfloat16 if device == "cuda" else torch.float32
+    for keys in lengths:
+        draw = torch.Generator(device).manual_seed(0)
+        q, k, v = (
+            torch.randn(1, h, n, 128, generator=draw, device=device, dtype=dtype)
+            for h, n in ((32, 1), (8, keys), (8, keys))
+        )
+        length = torch.tensor([keys], device=device, dtype=torch.int32)
+        calls = {
+            "split": lambda q=q, k=k, v=v, n=length: decode_attention(q, k, v, n),
+            "unsplit": lambda q=q, k=k, v=v, n=length: decode_attention(q, k, v, n, splits=1),
+            "sdpa": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
+        }
+        for name, call in calls.items():
+            seconds, _ = measure(call, device, repeats)
+            gb_per_s = (k.nbytes + v.nbytes) / seconds / 1e9
+            rows.append({"implementation": name, "keys": keys, "seconds": seconds, "gb_per_s": gb_per_s})
+    return rows
 
 
 def problems(rows: list[dict]) -> list[str]:
