@@ -4,6 +4,7 @@ nbgrader reads this file when it runs in `course/`; `course.notebooks` reads it 
 make the same bytes. The steps are named by import strings: reading the file imports nothing of ours.
 """
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -16,6 +17,11 @@ SETTINGS = tomllib.loads(SETTINGS_FILE.read_text(encoding="utf-8")) if SETTINGS_
 # nbgrader warns on every command when the root is relative.
 c.CourseDirectory.root = str(COURSE)
 c.CourseDirectory.course_id = SETTINGS.get("course_id", "efficient-llm")
+# The gradebook is a SQLite file in this folder unless a server is named. SQLAlchemy 2.1 takes `postgresql:` to mean
+# another driver than the one that is installed with the course, hence the driver's name.
+GRADEBOOK = os.environ.get("COURSE_GRADEBOOK") or SETTINGS.get("grading", {}).get("gradebook")
+if GRADEBOOK:
+    c.CourseDirectory.db_url = GRADEBOOK.replace("postgresql://", "postgresql+psycopg2://", 1)
 # Files that never travel, even when someone puts them beside a notebook.
 c.CourseDirectory.ignore = [".ipynb_checkpoints", "*.pyc", "__pycache__", "feedback", "*.py", "*.toml", "*.md"]
 # A page of a student's own, served beside formgrader, would act with the instructor's rights.
