@@ -5,11 +5,12 @@ import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from autograder.judge.slurm import Chunk, Request, Run, Slurm, Task, outcome_pat
 from autograder.judge.vault import Vault
 from autograder.judge.verdict import CycleError, bank_version, judge_version
 from autograder.judge.workers import Job
+from autograder.nbgrader import settings
 from autograder.rehearse import Rehearsal, gradebook, hidden_seed, make_course
 from autograder.synthetic import Classroom, expected
 
@@ -92,6 +94,13 @@ def course(tmp_path):
     for name in ("nbgrader_config.py", "course.toml"):
         shutil.copy(ROOT / "course" / name, root / name)
     return root
+
+
+def write_settings(course: Path, lines: str) -> None:
+    """Put `lines` in the place of course.toml's [slurm]."""
+    text = (course / "course.toml").read_text(encoding="utf-8")
+    others = re.sub(r"(?ms)^\[slurm\]\n.*?(?=^\[|\Z)", "", text)
+    (course / "course.toml").write_text(f"{others}\n[slurm]\n{lines}\n", encoding="utf-8")
 
 
 def outcomes(folder: Path) -> dict[str, str]:
@@ -200,8 +209,7 @@ def test_nothing_that_a_task_wrote_is_unpickled():
 
 def test_the_array_asks_for_what_course_toml_says(tiny, jobs, course, commands, tmp_path):
     """Time for the longest chunk, cores, memory, so many tasks at once, and to be queued again after a lost node."""
-    with (course / "course.toml").open("a") as file:
-        file.write('\n[slurm]\nmemory_gb = 6\npartition = "teach"\naccount = "c1"\nsbatch = {qos = "low"}\n')
+    write_settings(course, 'memory_gb = 6\npartition = "teach"\naccount = "c1"\nsbatch = {qos = "low"}')
     engine = Slurm(course, tasks=3, cores=2)
     run = Run(tmp_path / "run", "autograder-test")
     run.submit(engine.cut(tiny, jobs, 2, run.outcomes), engine.request, kernels=False)
@@ -219,10 +227,16 @@ def test_only_a_lab_with_kernels_asks_for_a_gpu():
     assert request.parameters("x", 16, kernels=True)["time"] == 60
 
 
+def test_the_courses_own_settings_are_understood():
+    """Every key of [slurm] in course.toml, and every field but the free one is there to be changed."""
+    table = settings(ROOT / "course")["slurm"]
+    assert Request.of(ROOT / "course").tasks == table["tasks"]
+    assert {option.name for option in fields(Request)} - set(table) == {"sbatch"}
+
+
 def test_an_unknown_setting_is_named(course):
     """A misspelt limit would silently be none."""
-    with (course / "course.toml").open("a") as file:
-        file.write("\n[slurm]\nmemmory_gb = 6\n")
+    write_settings(course, "memmory_gb = 6")
     with pytest.raises(CycleError, match=r"no \['memmory_gb'\]"):
         Request.of(course)
 
@@ -354,8 +368,7 @@ def classroom(tiny, tmp_path_factory):
     """A course folder, the tiny lab released in it, and the whole synthetic class in an inbox."""
     folder = tmp_path_factory.mktemp("class")
     made, (lab,) = make_course(folder, [tiny], ROOT / "course")
-    with (made.root / "course.toml").open("a") as file:
-        file.write("\n[slurm]\nmemory_gb = 2\ncores = 1\n")
+    write_settings(made.root, "memory_gb = 2\ncores = 1")
     run = Rehearsal(made, lab, 1, students=Classroom(lab, load_release(lab.folder)).students())
     run.inbox.mkdir(parents=True)
     for student in run.students:
