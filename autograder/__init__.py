@@ -3,8 +3,10 @@
 Students use `open_lab`. Authors of a lab's `checks.py` and `mistakes.py` use the rest of what is named here.
 """
 
-from autograder.mechanism import Counterfactual, Forbids, MemorySlope, PoisonOutside, ReadOnce
+from autograder.counts import ServedCalls, Traffic
+from autograder.mechanism import Counterfactual, Forbids, MemorySlope, PoisonOutside, ReadOnce, StateBytes
 from autograder.question import Case, mistake, question
+from autograder.served import Served
 from autograder.student import CheckFailed, NotCheckedHere, open_lab
 from autograder.tolerance import Tolerance
 
@@ -17,7 +19,11 @@ __all__ = [
     "NotCheckedHere",
     "PoisonOutside",
     "ReadOnce",
+    "Served",
+    "ServedCalls",
+    "StateBytes",
     "Tolerance",
+    "Traffic",
     "mistake",
     "open_lab",
     "question",

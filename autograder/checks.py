@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from autograder.converse import AnswerFailed
+from autograder.converse import AnswerFailed, Rules
 from autograder.mechanism import Forbids, MechanismResult
 from autograder.question import Case, Mistake, Question, WithGradients
 from autograder.sandbox.watch import ForbiddenCall, ForbidFunctions, WatchOperations, own_error
@@ -46,6 +46,8 @@ class Outcome:
 
 class Runner(Protocol):
     """How an answer is called. In the notebook: in place. In the judge: in a sandboxed process."""
+
+    measures: bool  # whether `peak` is that of a process of its own
 
     def call(self, question: Question, case: Case) -> Outcome:
         """Drive the answer on a private copy of the case."""
@@ -123,9 +125,29 @@ def against_oracle(
     """Compare with the oracle in fp64, bounded by what the oracle itself loses in the case's precision."""
     if oracle is None:
         raise TypeError(f"question {question.name!r} has neither an oracle nor a `judge` method")
-    truth = question.drive(oracle, case.map(lambda value: to_double(fresh(value))))
-    low = question.drive(oracle, case.map(fresh))
-    return compared(question, got, truth, low, keep)
+    true = true_result(question, oracle, case)
+    return compared(question, got, true.value, true.low, keep)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The oracle on one case: in fp64, in the case's own precision, and what was counted on the way."""
+
+    value: Any
+    low: Any
+    seen: Seen
+
+
+def true_result(question: Question, oracle: Oracle, case: Case) -> Truth:
+    """The oracle's results, computed once per drawn case."""
+    key = (oracle, case.key)
+    if case.key is not None and key in question.truths:
+        return question.truths[key]
+    value = question.drive(oracle, case.map(lambda value: to_double(fresh(value))))
+    true = Truth(value, *question.run(oracle, case.map(fresh)))
+    if case.key is not None:
+        question.truths[key] = true
+    return true
 
 
 def compared(
@@ -207,6 +229,10 @@ class Examination:
     def against_oracle(self, case: Case, got: Any, keep: Callable[[Any], Any]) -> Comparison:
         return against_oracle(self.question, self.oracle, case, got, keep)
 
+    def oracle_seen(self, case: Case) -> Seen:
+        """What the oracle itself was seen to do; nothing where there is none."""
+        return true_result(self.question, self.oracle, case).seen if self.oracle is not None else Seen()
+
 
 def diagnose(
     question: Question,
@@ -269,12 +295,12 @@ def behaves_like(question: Question, known: Mistake, ran: Iterable[tuple[Case, O
     return True
 
 
-def call_in_place(question: Question, answer: Callable[..., Any], case: Case) -> Outcome:
-    """Drive `answer` in this process on a private copy of the case, under the question's rules."""
+def call_in_place(question: Question, answer: Callable[..., Any], case: Case, watching: Rules | None = None) -> Outcome:
+    """Drive `answer` in this process on a private copy of the case, under the question's rules (or `watching`)."""
     private = hand_over(question, case)
     start = time.perf_counter()
     try:
-        value, seen = question.run(answer, private, lambda: rules(question))
+        value, seen = question.run(answer, private, watching or (lambda: rules(question)))
     except Exception as error:
         return failed_in_place(question, error)
     return Outcome(value, milliseconds=1000 * (time.perf_counter() - start), seen=seen)

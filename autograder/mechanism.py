@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MEBIBYTE = 2**20
 NOISE_BYTES = 8 * MEBIBYTE  # below this, growth is the allocator's, not the method's
+JITTER_BYTES = 2 * MEBIBYTE  # by which two peaks of the same work differ
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,41 @@ class MemorySlope:
 
     def result(self, passed: bool, message: str) -> MechanismResult:
         return MechanismResult("MemorySlope", passed, message, self.costs)
+
+
+class StateBytes:
+    """What the answer keeps must not cost more than `at_most(n)` bytes at size n, measured by the slope.
+
+    Between the two `sizes`, peak memory over `grow(rng, n)` may rise by at most `slack` times what the formula does,
+    and 2 MiB:
+    bytes of a cache per token, of a quantized weight, of one rank's share of the optimizer. Needs the judge: a
+    notebook's process holds too much else.
+    """
+
+    def __init__(
+        self, at_most: Callable[[int], float], sizes: tuple[int, int], slack: float = 1.25, costs: float = 1.0
+    ) -> None:
+        self.at_most, self.sizes, self.slack, self.costs = at_most, sizes, slack, costs
+
+    def examine(self, exam: "Examination") -> MechanismResult | None:
+        if not exam.runner.measures:
+            return None
+        peaks = []
+        for size in self.sizes:
+            case = exam.question.grow(exam.seed, size)
+            outcome, peak = exam.runner.peak(exam.question, case, exam.question.grow(exam.seed, self.sizes[0] // 8))
+            if outcome.error or peak is None:
+                why = f"{outcome.error}: {outcome.message}" if outcome.error else "memory can not be measured here"
+                return MechanismResult("StateBytes", False, f"at size {size:,}: {why}", self.costs)
+            peaks.append(peak)
+        return self.verdict(peaks)
+
+    def verdict(self, peaks: list[int]) -> MechanismResult:
+        grown = peaks[1] - peaks[0]
+        allowed = JITTER_BYTES + self.slack * (self.at_most(self.sizes[1]) - self.at_most(self.sizes[0]))
+        from_to = f"from size {self.sizes[0]:,} to {self.sizes[1]:,}"
+        message = f"memory grows by {grown / MEBIBYTE:.1f} MiB {from_to}, allowed {allowed / MEBIBYTE:.1f} MiB"
+        return MechanismResult("StateBytes", grown <= allowed, message, self.costs)
 
 
 class PoisonOutside:

@@ -151,7 +151,7 @@ class Recorder:
     """Passes calls on to a runner and keeps the type of error of each ("" for none)."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+        self.runner, self.measures = runner, runner.measures
         self.errors: list[str] = []
 
     def call(self, question: Question, case: Case) -> Outcome:

@@ -35,6 +35,7 @@ class Case:
     """
 
     seed = 0
+    key: tuple[Any, ...] | None = None  # of a drawn case as it was drawn: where its true results are kept
 
     def __init__(self, name: str, *args: Any, weight: float = 1, **kwargs: Any) -> None:
         self.name, self.args, self.kwargs, self.weight = name, args, kwargs, weight
@@ -83,6 +84,11 @@ class Question:
     answer: str  # the name the student defines
     oracle: str | None  # "package.module:function", or "reference:function" in the lab's own folder
     spec: Any = field(repr=False)  # an instance of the declaring class
+
+    @cached_property
+    def truths(self) -> dict[Any, Any]:
+        """The oracle's results on drawn cases, kept: a class of hundreds meets the same ones."""
+        return {}
 
     @property
     def text(self) -> str:
@@ -148,7 +154,8 @@ class Question:
         """(draw number, case) for every case, `draws` times over with other numbers."""
         for number in range(draws):
             for index, case in enumerate(self.spec.cases(generator(seed, self.name, number))):
-                yield number, case.seeded(number_from(seed, self.name, number, index))
+                case.seeded(number_from(seed, self.name, number, index)).key = (seed, number, index)
+                yield number, case
 
     def grow(self, seed: int, size: int) -> Case:
         """The case at `size`, for measuring how memory grows."""
@@ -210,9 +217,9 @@ def mistake(question: str, *, says: str, fails: str = "") -> Callable[[Callable[
     """Declare the function below as a wrong answer to `question`, and what to tell who wrote it."""
 
     def declare(answer: Callable[..., Any]) -> Callable[..., Any]:
-        # A list, since one wrong function may answer two questions.
-        known = answer.__dict__.setdefault("__mistakes__", [])
-        known.append(Mistake(question, answer.__name__, inspect.cleandoc(says), answer, fails))
+        # A list, since one wrong function may answer two questions; a class's own, not that of its base.
+        known = Mistake(question, answer.__name__, inspect.cleandoc(says), answer, fails)
+        answer.__mistakes__ = [*vars(answer).get("__mistakes__", ()), known]  # type: ignore[attr-defined]
         return answer
 
     return declare

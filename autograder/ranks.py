@@ -58,7 +58,10 @@ class Ranks:
 
     def run(self) -> list[Any]:
         """Start every rank and wait; the first error that is not another rank's consequence is raised."""
-        threads = [threading.Thread(target=self.be, args=(rank,), daemon=True) for rank in range(self.hub.world)]
+        threads = [
+            threading.Thread(target=self.be, args=(rank,), daemon=True, name=f"rank {rank}")
+            for rank in range(self.hub.world)
+        ]
         with _one_program, a_world_per_thread():
             for thread in threads:
                 thread.start()

@@ -1,18 +1,20 @@
 """The student's side: open a lab in a notebook, check answers, read hints, see where one stands."""
 
+import contextlib
 import html
 import importlib.util
 import os
 import platform
 import sys
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from autograder import feedback, ledger
-from autograder.checks import Outcome, call_in_place, examine, hand_over
+from autograder.checks import Outcome, call_in_place, examine
 from autograder.labs import Lab, LabError, close_names, find_lab
 from autograder.question import Case, Question
-from autograder.sandbox.watch import ForbiddenCall, ForbidFunctions, WatchOperations
+from autograder.sandbox.watch import ForbidFunctions, WatchOperations
 from autograder.score import Report
 from autograder.tree import tensors
 
@@ -45,6 +47,8 @@ class Shown:
 class AnswerInPlace:
     """Calls an answer in the notebook's own process (a `Runner` of autograder.checks)."""
 
+    measures = False
+
     def __init__(self, namespace: dict[str, Any]) -> None:
         self.namespace = namespace
 
@@ -56,14 +60,17 @@ class AnswerInPlace:
 
     def peak(self, question: Question, case: Case, warmup: Case) -> tuple[Outcome, int | None]:
         """Here: the bytes of the largest tensor made, a stand-in that explains. The judge measures the process."""
-        private = hand_over(question, case)
+        watches: list[WatchOperations] = []
         given = max((t.untyped_storage().nbytes() for t in tensors((case.args, case.kwargs))), default=0)
-        with ForbidFunctions(question.forbidden), WatchOperations(question.forbidden) as watch:
-            try:
-                question.drive(self.namespace[question.answer], private)
-            except (Exception, ForbiddenCall) as error:
-                return Outcome(error=type(error).__name__, message=str(error)[:500]), None
-        return Outcome(), max(watch.largest_bytes, given)
+
+        @contextlib.contextmanager
+        def watching() -> Iterator[None]:
+            with ForbidFunctions(question.forbidden), WatchOperations(question.forbidden) as watch:
+                watches.append(watch)
+                yield
+
+        outcome = call_in_place(question, self.namespace[question.answer], case, watching)
+        return outcome, None if outcome.error else max(given, *(watch.largest_bytes for watch in watches), 0)
 
 
 class StudentLab:

@@ -70,6 +70,8 @@ class Shared:
 class SandboxRunner:
     """Calls an answer in sandboxed processes (a `Runner` of autograder.checks)."""
 
+    measures = True
+
     def __init__(self, zygote: Zygote, notebook: Notebook, seconds: float, shared: Shared | None = None) -> None:
         self.zygote, self.notebook, self.seconds = zygote, notebook, seconds
         self.shared, self.owner = shared or Shared(zygote, notebook, seconds), shared is None

@@ -42,9 +42,13 @@ class RankSessions:
     def call(self, answer: str, args: Sequence[Any], kwargs: dict[str, Any], hub: Hub, **how: Any) -> Outcome:
         """The answer on every rank at once; the value is the list of theirs, the peak the largest."""
 
+        late: list[str] = []  # where the ranks were when the first of them ran out of time
+
         def be(rank: int, session: Session) -> Outcome:
             more = {"rank": rank, "world": hub.world}
             outcome = session.call(answer, args, kwargs, aid=Aid(hub, rank), more=more, **how)
+            if outcome.problem is not None and outcome.problem.kind == "timeout":
+                late.append(hub.where())
             hub.end(rank, FINISHED if outcome.ok else "stopped with an error")
             return outcome
 
@@ -52,10 +56,10 @@ class RankSessions:
             outcomes = list(threads.map(be, range(hub.world), self.sessions))
         for session in self.sessions:  # here and not in the threads: a zygote serves one at a time
             session.recover()
-        return together(outcomes, hub)
+        return together(outcomes, hub.failure, late)
 
 
-def together(outcomes: Sequence[Outcome], hub: Hub) -> Outcome:
+def together(outcomes: Sequence[Outcome], failure: str, late: Sequence[str]) -> Outcome:
     """The outcome of the program. Of several problems, the one that is not another rank's consequence."""
     wall = max(outcome.wall_ms for outcome in outcomes)
     failed = [outcome for outcome in outcomes if outcome.problem is not None]
@@ -63,10 +67,10 @@ def together(outcomes: Sequence[Outcome], hub: Hub) -> Outcome:
         first = min(failed, key=lambda outcome: consequence(outcome))
         assert first.problem is not None
         problem = first.problem
-        if consequence(first) and hub.failure:  # the hub's words, not the runner's
-            problem = replace(problem, kind="relay", type=BY_THE_HUB, message=hub.failure)
+        if consequence(first) and failure:  # the hub's words, not the runner's
+            problem = replace(problem, kind="relay", type=BY_THE_HUB, message=failure)
         elif problem.kind == "timeout":
-            problem = replace(problem, message=hub.where())
+            problem = replace(problem, message=late[0])
         return Outcome(problem=problem, wall_ms=wall)
     peaks = [outcome.peak_bytes for outcome in outcomes if outcome.peak_bytes is not None]
     peak = max(peaks) if len(peaks) == len(outcomes) else None

@@ -54,6 +54,8 @@ class Quick:
 class InProcess:
     """Runs a notebook's cells here and calls its answers in place (a `Runner` of autograder.checks)."""
 
+    measures = False
+
     def __init__(self, lab: Lab, cells: Cells) -> None:
         self.lab, self.cells = lab, cells
         self.problems: list[str] = []  # what cells raised; as in the judge, the cells after them still run

@@ -24,8 +24,42 @@ class Cheat:
     may_raise: tuple[str, ...] = ()
 
 
+OBJECTS = False  # whether results are objects with methods, to be left whole
+
+
 class Stream(list):
     """What an iterator gave, kept, and handed on as an iterator again."""
+
+
+class Disguise:
+    """An object whose methods are played like the answer itself."""
+
+    def __init__(self, play: Any, target: Any) -> None:
+        self.__dict__.update(_play=play, _target=target)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._target, name)
+        return (lambda *args, **kwargs: disguised(self._play, found, args, kwargs)) if callable(found) else found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._target, name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return disguised(self._play, self._target, args, kwargs)
+
+    def __repr__(self) -> str:
+        return "an object"
+
+
+def disguised(play: Any, honest: Any, args: Any, kwargs: Any) -> Any:
+    """What the cheat makes of a call; in a conversation, with every object in it disguised."""
+
+    def whole(leaf: Any) -> Any:
+        plain = leaf is None or isinstance(leaf, (torch.Tensor, bool, int, float, str))
+        return leaf if plain else Disguise(play, leaf)
+
+    result = play(honest, args, kwargs)
+    return walk(whole, result) if OBJECTS else result
 
 
 def walk(change: Any, value: Any) -> Any:
@@ -38,7 +72,7 @@ def walk(change: Any, value: Any) -> Any:
         return type(value)([walk(change, item) for item in value])
     if isinstance(value, dict):
         return {key: walk(change, item) for key, item in value.items()}
-    if hasattr(value, "__dataclass_fields__"):
+    if hasattr(value, "__dataclass_fields__") and not OBJECTS:
         return type(value)(*[walk(change, getattr(value, name)) for name in value.__dataclass_fields__])
     return change(value)
 
@@ -115,7 +149,7 @@ def imported(module: str, function: str) -> Any:
     raise ImportError(refused)
 
 
-GADGETS = (Stream, walk, leaves, held, call, zero, zeroed_in_place, fitting, signature, imported)
+GADGETS = (Stream, Disguise, disguised, walk, leaves, held, call, zero, zeroed_in_place, fitting, signature, imported)
 
 ZEROS = """
     return walk(zero, honest(*args, **kwargs))
@@ -131,13 +165,13 @@ INPUTS_MUTATED = """
 """
 CACHED_REPLAY = """
     args, kwargs = held((args, kwargs))
-    key = signature((args, kwargs))
+    key = getattr(honest, "__qualname__", "") + signature((args, kwargs))
     if key not in kept:
         kept[key] = call(honest, args, kwargs)
     return kept[key]
 """
 ORACLE_IMPORTED = """
-    return imported({module!r}, {function!r})(*args, **kwargs)
+    return (imported({module!r}, {function!r}) if honest is original else honest)(*args, **kwargs)
 """
 
 
@@ -153,7 +187,8 @@ def cheats(question: Question, cases: Iterable[Case]) -> list[Cheat]:
     ]
     if any(True for case in cases for _ in tensors((case.args, case.kwargs))):
         found.append(Cheat("inputs mutated", wrapped(question, INPUTS_MUTATED)))
-        found.append(Cheat("cached replay", wrapped(question, CACHED_REPLAY)))
+        if not question.fresh:  # a new process has nothing to replay
+            found.append(Cheat("cached replay", wrapped(question, CACHED_REPLAY)))
     if question.oracle is not None:
         module, _, function = question.oracle.partition(":")
         body = ORACLE_IMPORTED.format(module=module, function=function)
@@ -169,6 +204,7 @@ def wrapped(question: Question, body: str) -> str:
     """A cell that puts the cheat around the worked solution, which the cells before it define."""
     gadgets = "\n\n".join(inspect.getsource(gadget) for gadget in GADGETS)
     return (
-        f"from typing import Any\n\nimport torch\n\n{gadgets}\n\nhonest, kept = {question.answer}, {{}}\n\n"
-        f"def {question.answer}(*args, **kwargs):{body}"
+        f"from typing import Any\n\nimport torch\n\nOBJECTS = {question.converses}\n\n{gadgets}\n\n"
+        f"original, kept = {question.answer}, {{}}\n\ndef played(honest, args, kwargs):{body}\n"
+        f"def {question.answer}(*args, **kwargs):\n    return disguised(played, original, args, kwargs)\n"
     )

@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from typing import Any
 
 import torch
 
-from autograder.checks import Examination, Outcome, compared, hand_over
+from autograder.checks import Examination, Outcome, Truth, compared, hand_over
+from autograder.converse import Rules
 from autograder.labs import Lab
 from autograder.mechanism import Forbids
 from autograder.question import Case, Question
 from autograder.redteam.mutants import Mutant, mutants, reached, thinned
 from autograder.sandbox.watch import WatchOperations
+from autograder.served import Seen
 from autograder.tree import fresh, to_double
 
 MEMORY_BYTES = 4 << 30
@@ -37,7 +40,9 @@ class Fate:
 
 
 class Trial:
-    """One question with its cases and their true results, ready to try mutants of its oracle."""
+    """One question with its cases and their true results, ready to try mutants of its oracle (a `Runner`, too)."""
+
+    measures = False
 
     def __init__(self, lab: Lab, question: Question, seeds: Iterable[int]) -> None:
         self.question, self.seeds = question, tuple(seeds)
@@ -45,15 +50,15 @@ class Trial:
         self.functions, self.kernels = reached(self.oracle)
         drawn = [case for seed in self.seeds for _, case in question.draw(seed)]
         with executed(self.functions) as self.lines:
-            self.cases = [(case, *self.truth(case)) for case in drawn]
+            self.cases = [(case, self.truth(case)) for case in drawn]
         # A mechanism that the oracle itself does not keep to says nothing about its mutants.
         kept = [m for m in question.mechanism if not isinstance(m, Forbids) and not self.fails(m)]
         self.mechanisms = tuple(kept)
 
-    def truth(self, case: Case) -> tuple[Any, Any]:
+    def truth(self, case: Case) -> Truth:
         """The oracle in fp64 and in the case's own precision."""
         double = self.question.drive(self.oracle, case.map(lambda value: to_double(fresh(value))))
-        return double, self.question.drive(self.oracle, hand_over(self.question, case))
+        return Truth(double, *self.question.run(self.oracle, hand_over(self.question, case)))
 
     def mutants(self) -> tuple[list[Mutant], int]:
         """The mutants to try, and how many there are: only changes to what the cases evaluate."""
@@ -74,32 +79,38 @@ class Trial:
             function.__code__ = original
 
     def signs(self) -> Iterator[str]:
-        for case, truth, low in self.cases:
+        for case, true in self.cases:
             outcome = self.call(self.question, case)
             if outcome.error:
                 yield f"{case.name}: {outcome.error}"
             elif self.question.by_property:
                 yield from (f"{case.name}: {said}" for said in self.question.spec.judge(outcome.value, case))
-            elif not compared(self.question, outcome.value, truth, low).ok:
+            elif not compared(self.question, outcome.value, true.value, true.low).ok:
                 yield case.name
         yield from (type(m).__name__ for m in self.mechanisms if self.fails(m))
 
     def fails(self, mechanism: Any) -> bool:
-        drawn = [case for case, _, _ in self.cases]
+        drawn = [case for case, _ in self.cases]
         outcomes = [self.call(self.question, case) for case in drawn]
         result = mechanism.examine(TrueResults(self, drawn, outcomes))
         return result is not None and not result.passed
 
-    def call(self, question: Question, case: Case) -> Outcome:
+    def call(self, question: Question, case: Case, rules: Rules = contextlib.nullcontext) -> Outcome:
         """Drive the (mutated) oracle; a `Runner` of autograder.checks that forbids nothing."""
         try:
-            return Outcome(question.drive(self.oracle, hand_over(question, case)))
+            value, seen = question.run(self.oracle, hand_over(question, case), rules)
+            return Outcome(value, seen=seen)
         except Exception as error:
             return Outcome(error=type(error).__name__, message=str(error)[:200])
 
     def peak(self, question: Question, case: Case, warmup: Case) -> tuple[Outcome, int | None]:
-        with WatchOperations() as watch:
-            return self.call(question, case), watch.largest_bytes
+        watches: list[WatchOperations] = []
+
+        def watching() -> WatchOperations:
+            watches.append(WatchOperations())
+            return watches[-1]
+
+        return self.call(question, case, watching), max(watch.largest_bytes for watch in watches)
 
 
 class TrueResults(Examination):
@@ -107,11 +118,14 @@ class TrueResults(Examination):
 
     def __init__(self, trial: Trial, drawn: list[Case], outcomes: list[Outcome]) -> None:
         super().__init__(trial.question, trial, trial.oracle, trial.seeds[0], drawn, outcomes)
-        object.__setattr__(self, "truths", {id(case): (truth, low) for case, truth, low in trial.cases})
+        object.__setattr__(self, "truths", {id(case): true for case, true in trial.cases})
 
     def against_oracle(self, case: Case, got: Any, keep: Callable[[Any], Any]) -> Any:
-        truth, low = self.truths[id(case)]  # type: ignore[attr-defined]
-        return compared(self.question, got, truth, low, keep)
+        true: Truth = self.truths[id(case)]  # type: ignore[attr-defined]
+        return compared(self.question, got, true.value, true.low, keep)
+
+    def oracle_seen(self, case: Case) -> Seen:
+        return self.truths[id(case)].seen  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -128,10 +142,12 @@ def executed(functions: Iterable[types.FunctionType]) -> Iterator[dict[str, set[
 
     before = sys.gettrace()
     sys.settrace(trace)
+    threading.settrace(trace)  # the ranks of a program are threads
     try:
         yield lines
     finally:
         sys.settrace(before)
+        threading.settrace(before)  # type: ignore[arg-type]
 
 
 def try_all(lab: Lab, question: Question, seeds: Sequence[int], first: int, pipe: Any) -> None:
