@@ -102,3 +102,21 @@ def residual_block_error(formula: str) -> float:
     y = attention(Q, K, V) + x
     names = {"FFN": ffn, "Attention": attention, "Q": Q, "K": K, "V": V, "x": x}
     return distance(eval(formula, {}, names), ffn(y) + y)
+
+
+def linformer_error(linformer: Any) -> float:
+    """Distance of one Linformer head from softmax(Q (E K)^T / sqrt(d)) F V; `linformer` is the reference's module."""
+    q, k, v = (waves(9, 4, phase=float(i)) for i in range(3))
+    e, f = waves(3, 9, phase=3.0), waves(3, 9, phase=4.0)
+    out = linformer.linformer_attention(*(x[None, None] for x in (q, k, v)), e, f)[0, 0]
+    return distance(out, torch.softmax(q @ (e @ k).T / 4**0.5, dim=-1) @ (f @ v))
+
+
+def linformer_saving(attention: Any, linformer: Any, meter: Any, n: int, summaries: int) -> float:
+    """Bytes of the largest tensor of one head of attention over n tokens, over those with this many summaries."""
+    x, e = torch.zeros(1, 1, n, 16), torch.zeros(summaries, n)
+    with meter.Meter() as full:
+        attention.naive_attention(x, x, x)
+    with meter.Meter() as linear:
+        linformer.linformer_attention(x, x, x, e, e)
+    return full.largest_bytes / linear.largest_bytes
