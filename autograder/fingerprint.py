@@ -28,6 +28,7 @@ class Fingerprint:
 
     source: str
     lines: dict[int, int] = field(default_factory=dict)
+    readable: bool = True  # False: no Python, too long, or too deep to take apart
 
     @property
     def marks(self) -> frozenset[int]:
@@ -54,14 +55,14 @@ def fingerprint(source: str) -> Fingerprint:
     """The fingerprints of a whole program; none if it cannot be read."""
     tree = parse(source)
     if tree is None:
-        return Fingerprint(source)
+        return Fingerprint(source, readable=False)
     lines: dict[int, int] = {}
     try:
         bound = bound_names(tree)
         for line, tree_of_line in trees(tree, bound):
             collect(tree_of_line, line, lines)
     except RecursionError:
-        return Fingerprint(source)
+        return Fingerprint(source, readable=False)
     return Fingerprint(source, lines)
 
 

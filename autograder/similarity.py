@@ -181,8 +181,10 @@ def compare_question(fact: Known, cells: dict[str, list[Cell]], answers: set[str
     for student, own in cells.items():
         source = answer_in(own, fact.question.answer, name, answers)
         print_ = fingerprint(source)
-        if source.strip() and not print_.lines:
-            result.unread.setdefault(student, f"{name}: the answer cannot be read as Python, or is very large")
+        if not print_.readable:
+            result.unread.setdefault(
+                student, f"{name}: the answer is no Python, or too large or too deep to take apart"
+            )
         theirs[student] = print_.without(fact.given)
     if not scale.tells:
         return

@@ -232,16 +232,19 @@ HOSTILE = {
 def test_a_text_that_cannot_be_read_gives_nothing(source):
     """No crash, no hang, and the report names who handed it in."""
     start = time.monotonic()
-    assert not fingerprint(source).lines
+    assert not fingerprint(source).lines and not fingerprint(source).readable
     assert time.monotonic() - start < 2
 
 
 def test_who_cannot_be_compared_is_named(tmp_path, lab, room):
     """An unreadable answer does not hide: it is on the list for staff."""
-    paths = handed_in(tmp_path, room, {"ann": {"merge": HOSTILE["a long chain"]}, "bob": {"merge": MERGE}})
+    short = {"merge": "def merge(a, b):\n    while True:\n        pass\n"}
+    sources = {"ann": {"merge": HOSTILE["a long chain"]}, "bob": {"merge": MERGE}, "dan": short}
+    paths = handed_in(tmp_path, room, sources)
     paths["cid"] = tmp_path / "missing.ipynb"
     result = compare(lab, paths)
     assert "merge" in result.unread["ann"] and "missing" in result.unread["cid"]
+    assert "dan" not in result.unread  # little to compare, but read
     assert {f.left for f in result.found} == {"bob"}
     assert "not compared: ann" in table(result)
 
