@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from autograder.judge.session import Cell, Notebook, Session
-from autograder.judge.tiers import NOT_FOR_GRADES, machine_tier
+from autograder.judge.tiers import NOT_FOR_GRADES, TIERS, at_least, machine_tier, why_not
 from autograder.judge.zygote import SandboxError, Zygote
 
 PROBE_BYTES = 32 << 20
 PROBE = f"import torch\n\n\ndef probe():\n    return torch.ones({PROBE_BYTES // 4}).sum().item()\n"
 
 DESCRIPTION = """Examine this machine as a grading machine: the tier, and what is missing, each with its remedy.
-T0 is a plain process: for self-study and rehearsals. T1 and T2 shut a student's code in; no machine gives them yet."""
+T0 is a plain process, for self-study and rehearsals; T1 and T2 shut a student's code in, T2 in namespaces too."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     findings = [examine() for examine in EXAMINATIONS]
     if arguments.json:
-        print(json.dumps({"tier": machine_tier(), "says": NOT_FOR_GRADES, "findings": [asdict(f) for f in findings]}))
+        print(json.dumps({"tier": machine_tier(), "says": tier_line(), "findings": [asdict(f) for f in findings]}))
     else:
         print("\n".join([tier_line(), *map(line, findings)]))
     return 0 if all(finding.ok for finding in findings) else 1
 
 
 def tier_line() -> str:
-    return f"tier       {NOT_FOR_GRADES} (a plain process: fine for practice and rehearsals)"
+    """The tier, and for each stronger one the step that fails here."""
+    tier = machine_tier()
+    says = f"{NOT_FOR_GRADES} (a plain process: fine for practice and rehearsals)" if tier == "T0" else tier
+    lacks = [f"\n{'':10} {other}: {why_not(other)}" for other in TIERS if not at_least(tier, other)]
+    return f"tier       {says}{''.join(lacks)}"
 
 
 def line(finding: Finding) -> str:

@@ -47,7 +47,8 @@ def judge_notebook(
     cells = runnable(submission.notebook, release)
     reports = judge_cells(lab, cells, seed, zygote)
     return Verdict(
-        lab=lab.slug, student=student, tier=machine_tier(), created=datetime.now(UTC).isoformat(timespec="seconds"),
+        lab=lab.slug, student=student, tier=zygote.tier if zygote else machine_tier(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         questions={name: report.public() for name, report in reports.items()},
         notes=[note.student for note in submission.notes if note.student],
         staff_notes=[note.staff for note in submission.notes], seconds=round(time.monotonic() - start, 3),

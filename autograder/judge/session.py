@@ -6,17 +6,15 @@ has executed those cells. Whatever the runner does, a call comes back as an `Out
 
 import math
 import secrets
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from autograder.judge.aid import Aid
+from autograder.judge.memory import read_peak, start_peak
 from autograder.judge.zygote import Zygote
 from autograder.sandbox import wire
 
@@ -84,7 +82,7 @@ class Notebook:
 class Session:
     """One fresh runner in which the notebook's cells have run; `seconds` is the deadline of each cell.
 
-    Use as a context manager; closing kills its process group and removes its folder.
+    Use as a context manager; closing ends its processes and removes its folder.
     """
 
     def __init__(
@@ -168,11 +166,7 @@ class Session:
         try:
             self.zygote.kill(pid)
         finally:
-            self._tidy()
-
-    def _tidy(self) -> None:
-        self.sock.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+            self.sock.close()
 
     def _start(self) -> None:
         """Spawn and run the cells; a cell that hangs or crashes is left out and everything starts again."""
@@ -186,13 +180,12 @@ class Session:
 
     def _spawn(self) -> None:
         self.calls = 0
-        self.folder = tempfile.mkdtemp(prefix="session-")
         self.sock, theirs = socket.socketpair()
         with theirs:
             try:
-                self.pid = self.zygote.spawn(theirs, self.folder, self.memory_bytes)
-            except BaseException:  # the zygote is gone: leave no socket and no folder behind
-                self._tidy()
+                self.pid = self.zygote.spawn(theirs, self.memory_bytes)
+            except BaseException:  # the zygote is gone: leave no socket behind
+                self.sock.close()
                 raise
 
     def _run_cells(self) -> bool:
@@ -255,33 +248,3 @@ def _outcome(reply: dict, out: bytes, wall_ms: float, peak: int | None, aid: Aid
         line=line if type(line) is int else None,
     )
     return Outcome(None, problem, wall_ms, peak)
-
-
-# --- memory seen from outside -------------------------------------------------------------------------
-
-
-def start_peak(pid: int | None) -> int | None:
-    """Reset the kernel's high-water mark of `pid` and return what it holds now, in bytes; None where unsupported."""
-    try:
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
-        return _status_bytes(pid, "VmRSS")
-    except OSError:
-        return None
-
-
-def read_peak(pid: int | None, before: int | None) -> int | None:
-    """Peak resident bytes of `pid` since `start_peak`, above `before`."""
-    if before is None:
-        return None
-    try:
-        peak = _status_bytes(pid, "VmHWM")
-    except OSError:
-        return None
-    return None if peak is None else max(0, peak - before)
-
-
-def _status_bytes(pid: int | None, name: str) -> int | None:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    return None

@@ -6,20 +6,18 @@ is to blame and from which no points follow.
 
 import array
 import json
-import os
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
-from autograder.sandbox import wire
+from autograder.judge.tiers import SANDBOX, environment, machine_tier
 
-SANDBOX = Path(wire.__file__).resolve().parent
 BOOT_SECONDS = 120.0
 SPAWN_SECONDS = 30.0
 CLOSE_SECONDS = 10.0
+DISK_BYTES = 64 << 20  # of a session's own folder
 
 
 class SandboxError(RuntimeError):
@@ -27,15 +25,14 @@ class SandboxError(RuntimeError):
 
 
 class Zygote:
-    """A warm process with torch imported, from which runners are forked."""
+    """A warm process with torch imported, from which runners are forked, each shut in by `tier`."""
 
-    def __init__(self, imports: Sequence[str] = ()) -> None:
+    def __init__(self, imports: Sequence[str] = (), tier: str | None = None) -> None:
+        self.tier = tier or machine_tier()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-I", str(SANDBOX / "zygote.py"), str(theirs.fileno()), *imports]
-        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-        environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", LANG="C.UTF-8")
+        command = [sys.executable, "-I", str(SANDBOX / "zygote.py"), str(theirs.fileno()), self.tier, *imports]
         self.process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            command, pass_fds=[theirs.fileno()], env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         theirs.close()
         self.control = ours
@@ -60,9 +57,13 @@ class Zygote:
             self.process.kill()
             self.process.wait()
 
-    def spawn(self, theirs: socket.socket, folder: str, memory_bytes: int) -> int:
-        request = json.dumps({"op": "spawn", "folder": folder, "memory_bytes": memory_bytes}).encode()
+    def spawn(
+        self, theirs: socket.socket, memory_bytes: int, *, disk_bytes: int = DISK_BYTES, processes: bool = False
+    ) -> int:
+        """A runner that serves `theirs`, shut in before it reads a byte of it; its process id as seen from here."""
+        order = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes, "processes": processes}
         fds = array.array("i", [theirs.fileno()])
+        request = json.dumps({"op": "spawn", **order}).encode()
         self.control.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
         return self._reply(SPAWN_SECONDS)["pid"]
 
@@ -78,4 +79,7 @@ class Zygote:
             raise SandboxError(f"the zygote did not answer within {seconds:.0f} s") from None
         if not packet:
             raise SandboxError(f"the zygote ended (exit status {self.process.wait(5)}); run `autograder doctor`")
-        return json.loads(packet)
+        reply = json.loads(packet)
+        if "error" in reply:
+            raise SandboxError(f"tier {self.tier} cannot be had here: {reply['error']}; run `autograder doctor`")
+        return reply

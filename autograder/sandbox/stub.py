@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import Any
 
 # The last three are files of a lab's folder, which a notebook could put on sys.path.
-FORBIDDEN_PACKAGES = ("refimpl", "course", "labs", "lectures", "autograder", "reference", "checks", "mistakes")
+COURSE_PACKAGES = ("refimpl", "course", "labs", "lectures", "autograder")
+FORBIDDEN_PACKAGES = (*COURSE_PACKAGES, "reference", "checks", "mistakes")
 
 
 class Lab:

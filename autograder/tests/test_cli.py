@@ -67,8 +67,9 @@ def test_a_verb_calls_its_steps(course, line, steps):
         assert course[0][2] == {"jobs": 2, "new_seed": True, "students": ["ann"]}
 
 
-def test_grade_shows_who_waits_for_a_person_and_what_the_tier_is_worth(course, capsys):
+def test_grade_shows_who_waits_for_a_person_and_what_the_tier_is_worth(course, monkeypatch, capsys):
     """The last thing an instructor reads."""
+    monkeypatch.setenv("AUTOGRADER_TIER", "T0")
     cli.main(["grade", "00"])
     out = capsys.readouterr().out
     assert "ann" in out and "waits for a person" in out and "T0: not for grades" in out
@@ -140,8 +141,9 @@ def test_the_module_runs_as_a_command(monkeypatch, capsys):
 # --- doctor ---------------------------------------------------------------------------------------------
 
 
-def test_the_doctor_tells_the_tier_and_finds_this_machine_fit(capsys):
+def test_the_doctor_tells_the_tier_and_finds_this_machine_fit(monkeypatch, capsys):
     """As text for people and as JSON for `course doctor`."""
+    monkeypatch.setenv("AUTOGRADER_TIER", "T0")
     assert doctor.main([]) == 0
     assert "T0: not for grades" in capsys.readouterr().out
     assert doctor.main(["--json"]) == 0

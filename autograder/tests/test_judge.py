@@ -226,7 +226,7 @@ def test_a_verdict_holds_no_seed_and_no_hidden_number(tiny, tiny_release, zygote
     verdict = judge_notebook(tiny, path, SEED, student="ann", zygote=zygote)
     text = json.dumps(verdict.questions) + json.dumps(verdict.notes)
     assert str(SEED) not in text and verdict.questions["spread"]["mistake"] == "deviation"
-    assert verdict.tier == "T0" and verdict.student == "ann" and len(verdict.submission_sha256) == 64
+    assert verdict.tier == zygote.tier and verdict.student == "ann" and len(verdict.submission_sha256) == 64
     assert verdict.earned == 0
 
 
