@@ -36,8 +36,10 @@ class OneVisit:
     def __enter__(self) -> "OneVisit":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> None:
         self.engine.dispose()
+        if isinstance(problem, DBAPIError):  # a server that is down, met before or between two steps
+            raise database_trouble(problem.orig or problem, self.shown) from None
 
     def run(self, step: Callable[[], dict[str, Any]], *, write: bool = True) -> dict[str, Any]:
         """nbgrader's answer to `step`, committed if it succeeded. CycleError if the database itself failed."""
