@@ -50,7 +50,7 @@ def probe(tier: str) -> dict:
 
 def environment() -> dict[str, str]:
     """All that a zygote inherits of the judge's environment."""
-    kept = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "CUDA_VISIBLE_DEVICES")
+    kept = ("LD_LIBRARY_PATH", "TMPDIR", "CUDA_VISIBLE_DEVICES")
     chosen = {name: os.environ[name] for name in kept if name in os.environ}
     # Asking the driver whether there is a GPU must not start CUDA, which would not survive the fork.
     return {

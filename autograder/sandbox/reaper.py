@@ -54,12 +54,13 @@ def start(
 
 
 def understand(said: bytes) -> dict:
-    """Two lines: the runner's process id from its reaper, and the runner's word that it is shut in."""
-    lines = [json.loads(line) for line in said.splitlines()]
-    errors = [line["error"] for line in lines if "error" in line]
-    if not errors and {"shut_in": True} in lines and "pid" in lines[0]:
-        return {"pid": lines[0]["pid"]}
-    return {"error": errors[0] if errors else "a session's process ended before it was shut in"}
+    """Two lines in either order: the runner's process id from its reaper, and the runner's word that it is shut in."""
+    words: dict = {}
+    for line in reversed(said.splitlines()):  # the first error is the cause of the others
+        words.update(json.loads(line))
+    if "error" not in words and words.keys() >= {"pid", "shut_in"}:
+        return {"pid": words["pid"]}
+    return {"error": words.get("error", "a session's process ended before it was shut in")}
 
 
 def say(tell: int, **words: object) -> None:
