@@ -69,7 +69,8 @@ class EvictingCache:
 
     2 * layers * batch * kv_heads * budget * dim * itemsize bytes, however long the text. Reading many tokens at once
     gives what reading them one by one gives: every token passes the budget, also those of a prompt.
-    Between them stand `positions` (-1: empty) and `scores`, attention received; `length` counts tokens read, not kept.
+    `places` says where in the text each entry stood (-1: empty), `scores` how much attention it has received; `length`
+    counts tokens read, not entries kept. The model's own `attend` is not used: eviction needs the weights.
     """
 
     def __init__(self, model, budget: int, policy: Policy, *, batch: int = 1):
@@ -104,7 +105,7 @@ class EvictingCache:
         v: Float[Tensor, "batch kv_heads new dim"],
         attend: Attend,
     ) -> Float[Tensor, "batch heads new dim"]:
-        """Token by token: evict, store, look. The weights are needed, so attention is computed here."""
+        """Token by token: evict, store, look."""
         q = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[1], -1))  # (batch, kv_heads, group, new, dim)
         out = torch.empty_like(q)
         for i in range(k.shape[2]):
