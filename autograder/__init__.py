@@ -7,6 +7,7 @@ from autograder.counts import ServedCalls, Traffic
 from autograder.mechanism import Counterfactual, Forbids, MemorySlope, PoisonOutside, ReadOnce, StateBytes
 from autograder.question import Case, mistake, question
 from autograder.served import Served
+from autograder.speed import Speed
 from autograder.student import CheckFailed, NotCheckedHere, open_lab
 from autograder.tolerance import Tolerance
 
@@ -21,6 +22,7 @@ __all__ = [
     "ReadOnce",
     "Served",
     "ServedCalls",
+    "Speed",
     "StateBytes",
     "Tolerance",
     "Traffic",

@@ -55,6 +55,9 @@ class Runner(Protocol):
     def peak(self, question: Question, case: Case, warmup: Case) -> tuple[Outcome, int | None]:
         """The same in a fresh process after a warm-up call, with the peak of extra memory in bytes (None: unknown)."""
 
+    def race(self, question: Question, oracle: "Oracle", cases: Sequence[Case]) -> list[tuple[Outcome, float]] | None:
+        """Outcomes of the answer with the oracle's milliseconds, the two in turn; None where nothing is timed."""
+
 
 Oracle = Callable[..., Any]
 

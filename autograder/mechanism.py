@@ -23,12 +23,15 @@ JITTER_BYTES = 2 * MEBIBYTE  # by which two peaks of the same work differ
 
 @dataclass(frozen=True)
 class MechanismResult:
-    """What one mechanism check found; a failed one costs the share `costs` of the question's points."""
+    """What one mechanism check found: a failed one costs the share `costs` of what was earned, a passed one may add
+    the share `gains` of the question's points, up to all of them.
+    """
 
     name: str
     passed: bool
     message: str
     costs: float = 1.0
+    gains: float = 0.0
 
 
 class Mechanism(Protocol):

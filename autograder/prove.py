@@ -162,6 +162,9 @@ class Recorder:
     def peak(self, question: Question, case: Case, warmup: Case) -> tuple[Outcome, int | None]:
         return self.runner.peak(question, case, warmup)
 
+    def race(self, question: Question, oracle: Any, cases: Sequence[Case]) -> list[tuple[Outcome, float]] | None:
+        return self.runner.race(question, oracle, cases)
+
 
 def judge(lab: Lab, answer: Answer, bench: Judged | Quick, seeds: dict[str, int]) -> list[Verdict]:
     """The answer under every seed, in one process that keeps its state."""

@@ -40,7 +40,8 @@ class Report:
         """The share of the points earned, 0 to 1.
 
         Cases count by weight, but only once the first, plain one passes: edge cases alone prove nothing (zeros pass
-        where zero is right). Then each failed mechanism takes its share away.
+        where zero is right). Then each failed mechanism takes its share away, and a bonus may fill up
+        what is lacking.
         """
         if not self.attempted or not self.cases or not self.cases[0].passed:
             return 0.0
@@ -48,7 +49,7 @@ class Report:
         for mechanism in self.mechanisms:
             if not mechanism.passed:
                 earned *= 1 - mechanism.costs
-        return earned
+        return min(1.0, earned + sum(m.gains for m in self.mechanisms if m.passed)) if earned else 0.0
 
     @property
     def earned(self) -> float:

@@ -5,16 +5,17 @@ a closed list.
 """
 
 import builtins
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autograder.checks import Outcome
 from autograder.hub import Hub
+from autograder.judge.race import oracle_notebook, race
 from autograder.judge.ranked import RankSessions
 from autograder.judge.remote import converse
 from autograder.judge.session import Cell, Notebook, Problem, Session
 from autograder.judge.session import Outcome as RawOutcome
-from autograder.judge.zygote import Zygote
+from autograder.judge.zygote import SandboxError, Zygote
 from autograder.question import Case, Question, WithGradients
 from autograder.served import Seen, opened
 
@@ -114,6 +115,21 @@ class SandboxRunner:
                 raw, seen = self.in_session(session, question, case)
                 peak = session.peak_since(before) if raw.ok else None
         return self.tell(question, raw, seen), peak
+
+    def race(self, question: Question, oracle: Any, cases: Sequence[Case]) -> list[tuple[Outcome, float]] | None:
+        """Both in new processes of one kind; only ordinary questions are raced."""
+        if question.converses or question.ranks or question.gradients:
+            return None
+        theirs = oracle_notebook(oracle)
+        with (
+            Session(self.zygote, self.notebook, seconds=self.seconds) as answer,
+            Session(self.zygote, theirs, seconds=self.seconds) as reference,
+        ):
+            if theirs.problems:
+                raise SandboxError(f"the oracle of {question.name!r} does not load in a sandbox: {theirs.problems}")
+            requests = [(case.args, case.kwargs, self.how(question, case) | {"forbid": ()}) for case in cases]
+            raced = race(answer, reference, question.answer, requests)
+        return [(self.tell(question, mine), other.wall_ms) for mine, other in raced]
 
     def renew_ranks(self, question: Question) -> None:
         if self.ranks is not None:

@@ -91,6 +91,9 @@ class InProcess:
         except TooSlow:
             return Outcome(error="Timeout", message=f"no result within {self.lab.seconds:g} s"), None
 
+    def race(self, question: Question, oracle: Any, cases: Sequence[Case]) -> None:
+        return None
+
 
 def run_cell(name: str, source: str, namespace: dict[str, Any]) -> None:
     """Execute one cell; its text is registered so that @triton.jit finds it."""

@@ -224,6 +224,7 @@ def test_the_public_names_are_what_the_package_offers():
     """Authors and students import nothing else."""
     assert set(autograder.__all__) == {
         "Case", "CheckFailed", "Counterfactual", "Forbids", "MemorySlope", "NotCheckedHere", "PoisonOutside",
-        "ReadOnce", "Served", "ServedCalls", "StateBytes", "Tolerance", "Traffic", "mistake", "open_lab", "question",
+        "ReadOnce", "Served", "ServedCalls", "Speed", "StateBytes", "Tolerance", "Traffic", "mistake", "open_lab",
+        "question",
     }  # fmt: skip
     assert all(hasattr(autograder, name) for name in autograder.__all__)
