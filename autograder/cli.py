@@ -29,6 +29,14 @@ ELSEWHERE = {
     "similarity": ("autograder.similarity", "compare submissions with the reference, the solutions and each other"),
     "fuzz": ("autograder.fuzz", "throw hostile frames and notebooks at what reads them"),
     "insights": ("autograder.insights", "which mistakes a class made, and which questions were hard"),
+    "roster": ("autograder.staff.roster", "put names, emails and LMS ids from a CSV file into the gradebook"),
+    "explain": ("autograder.staff.explain", "what was run for one student, which cases, and what staff should know"),
+    "history": ("autograder.staff.history", "how one student's grade came about"),
+    "requests": ("autograder.staff.requests", "students who disagree: what is open, with the judge's words"),
+    "regrade": (
+        "autograder.staff.regrade",
+        "after a corrected check: show old and new grades, then write and log them",
+    ),
     "throughput": ("autograder.throughput", "submissions per second, beside plain nbgrader's"),
 }
 
@@ -84,8 +92,9 @@ def parser() -> argparse.ArgumentParser:
     add_students(judge)
     add_students(add(verbs, "record", "put the verdicts into nbgrader's gradebook", run_record, lab=True))
     add_students(add(verbs, "feedback", "write one HTML page per student", run_feedback, lab=True))
-    export = add(verbs, "export", "write all grades as CSV", run_export)
-    export.add_argument("--to", type=Path, default=Path("grades.csv"), help="[default: grades.csv]")
+    export = add(verbs, "export", "write all grades as CSV; a file that is there is kept under its date", run_export)
+    export.add_argument("--to", type=Path, default=None, help="[default: grades.csv, grades-canvas.csv, …]")
+    export.add_argument("--format", choices=("csv", "canvas", "moodle"), default="csv", help="[default: csv]")
     for name, (_, says) in ELSEWHERE.items():
         verbs.add_parser(name, help=says, add_help=False)
     return top
@@ -164,21 +173,31 @@ def engine_of(arguments: argparse.Namespace, course: Any) -> dict[str, Any]:
 def run_record(arguments: argparse.Namespace) -> int:
     from autograder.judge import cycle
     from autograder.labs import find_lab
+    from autograder.staff import late
 
-    return tell("record", cycle.record(open_course(arguments), find_lab(arguments.lab), arguments.student))
+    course, lab = open_course(arguments), find_lab(arguments.lab)
+    status = tell("record", cycle.record(course, lab, arguments.student))
+    late.settle(course, [lab.slug])
+    return status
 
 
 def run_feedback(arguments: argparse.Namespace) -> int:
     from autograder.judge import cycle
     from autograder.labs import find_lab
+    from autograder.staff import late
 
-    return tell("feedback", cycle.write_feedback(open_course(arguments), find_lab(arguments.lab), arguments.student))
+    course, lab = open_course(arguments), find_lab(arguments.lab)
+    late.settle(course, [lab.slug])
+    return tell("feedback", cycle.write_feedback(course, lab, arguments.student))
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    from autograder.judge import cycle
+    from autograder.staff import exports, late
 
-    print(f"{cycle.export(open_course(arguments), arguments.to)}: written")
+    name = "grades.csv" if arguments.format == "csv" else f"grades-{arguments.format}.csv"
+    course = open_course(arguments)
+    late.settle(course)
+    print(exports.export(course, arguments.to or Path(name), arguments.format))
     return 0
 
 
@@ -187,6 +206,7 @@ def run_grade(arguments: argparse.Namespace) -> int:
     from autograder.judge import cycle
     from autograder.judge.tiers import NOT_FOR_GRADES, machine_tier
     from autograder.labs import find_lab
+    from autograder.staff import exports, late
 
     start = time.monotonic()
     course, lab = open_course(arguments), find_lab(arguments.lab)
@@ -194,8 +214,9 @@ def run_grade(arguments: argparse.Namespace) -> int:
     status = tell("collect", cycle.collect(course, lab, arguments.folder))
     status |= tell("judge", cycle.judge(course, lab, new_seed=arguments.new_seed, **where))
     status |= tell("record", cycle.record(course, lab))
+    late.settle(course)
     status |= tell("feedback", cycle.write_feedback(course, lab, fresh=False))
-    print(f"{cycle.export(course, arguments.csv)}: written")
+    print(exports.export(course, arguments.csv))
     print(table(cycle.scores(course, lab)))
     print(f"{lab.slug}: {time.monotonic() - start:.0f} s" + (f". {NOT_FOR_GRADES}" if machine_tier() == "T0" else ""))
     return status

@@ -21,7 +21,7 @@ from typing import Any
 from autograder.question import Mistake, Question
 
 LAB_KEYS = ("title", "minutes", "module", "imports", "seconds", "data", "questions")
-QUESTION_KEYS = ("points", "minutes", "difficulty", "needs", "written")
+QUESTION_KEYS = ("points", "minutes", "difficulty", "needs", "written", "rubric")
 
 
 class LabError(Exception):
@@ -38,6 +38,7 @@ class QuestionInfo:
     difficulty: int
     needs: tuple[str, ...] = ()
     written: bool = False
+    rubric: tuple[tuple[float, str], ...] = ()  # of a written answer: points, and what they are for
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,23 @@ def read_question(path: Path, name: str, table: dict[str, Any]) -> QuestionInfo:
         raise LabError(f"{path}: question {name!r} must be a Python name; it becomes the answer's and the cell's name")
     if not 1 <= table["difficulty"] <= 3:
         raise LabError(f"{path}: [questions.{name}] difficulty is {table['difficulty']}, must be 1, 2 or 3 (dots)")
-    return QuestionInfo(name, **{**table, "needs": tuple(table.get("needs", ()))})
+    rubric = read_rubric(f"{path}: [questions.{name}]", table)
+    return QuestionInfo(name, **{**table, "needs": tuple(table.get("needs", ())), "rubric": rubric})
+
+
+def read_rubric(where: str, table: dict[str, Any]) -> tuple[tuple[float, str], ...]:
+    """`rubric = ["1 claim: …", …]`: each line begins with its points, and they add up to the question's."""
+    found = []
+    for line in table.get("rubric", ()):
+        points, _, says = line.partition(" ")
+        if not re.fullmatch(r"\d+(\.\d+)?", points) or not says.strip():
+            raise LabError(
+                f'{where}: rubric has the line "{line}"; write its points first, as in "1 claim: what earns it"'
+            )
+        found.append((float(points), says.strip()))
+    if found and (not table.get("written") or sum(points for points, _ in found) != table["points"]):
+        raise LabError(f"{where}: rubric is for a written question, and its points must add up to {table['points']}")
+    return tuple(found)
 
 
 def expect_keys(path: Path, where: str, got: dict[str, Any], known: Iterable[str], required: Iterable[str]) -> None:

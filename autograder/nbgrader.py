@@ -16,13 +16,14 @@ from typing import Any
 from nbconvert.exporters.exporter import ResourcesDict
 from nbformat.notebooknode import NotebookNode, from_dict
 from nbformat.v4 import new_markdown_cell, new_output
+from nbgrader.api import Gradebook
 from nbgrader.plugins import LateSubmissionPlugin
 from nbgrader.preprocessors import NbGraderPreprocessor
 from traitlets import Unicode
 from traitlets.config import Config
 
 from autograder import feedback
-from autograder.judge.cells import CHECK, Release, fingerprint, grade_id, kind, runnable
+from autograder.judge.cells import CHECK, WRITTEN, Release, fingerprint, grade_id, kind, runnable
 from autograder.judge.intake import load_release, repair
 from autograder.judge.receipt import load_receipt
 from autograder.judge.tiers import NOT_FOR_GRADES
@@ -32,7 +33,7 @@ from autograder.labs import Lab, find_lab
 from autograder.overlay import use_overlay
 from autograder.sanitize import OUTPUTS_LIMIT, plain_code, plain_markdown, plain_output
 
-NOTES_CELL = "autograder-notes"
+NOTES_CELL, RUBRIC_CELL = "autograder-notes", "autograder-rubric"
 ACTIVE_FILES = ["*.htm*", "*.xhtml", "*.svg*", "*.xml", "*.js", "*.mjs", "*.css", "*.swf", "*.pdf", "*.mht*"]
 
 
@@ -57,6 +58,7 @@ def install(config: Config) -> Config:
         "autograder.nbgrader.SanitizeOutputs",
         "autograder.nbgrader.PlainSources",
         "autograder.nbgrader.ShowReceipt",
+        "autograder.nbgrader.RubricsOfMarked",
         "nbgrader.preprocessors.GetGrades",
         "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
     ]
@@ -169,7 +171,7 @@ class JudgeCells(NbGraderPreprocessor):
             return nb, resources
         for cell in cells:
             write_verdict(cell, verdict)
-        nb.cells.insert(0, notes_cell(verdict))
+        nb.cells = [notes_cell(verdict), *with_rubrics(nb.cells, lab_of(assignment)[0])]
         return nb, resources
 
     def find(self, nb: NotebookNode, assignment: str, student: str) -> Verdict:
@@ -214,6 +216,35 @@ def notes_cell(verdict: Verdict) -> NotebookNode:
     lines += [f"- {html.escape(note)}" for note in verdict.notes]
     lines += [f"- {NOT_FOR_GRADES}"] if verdict.tier == "T0" else []
     return new_markdown_cell("\n".join(lines), id=NOTES_CELL)
+
+
+def with_rubrics(cells: list[NotebookNode], lab: Lab) -> list[NotebookNode]:
+    """The cells, and before each written answer what its points are for: formgrader shows both together."""
+    result = []
+    for cell in cells:
+        info = lab.questions.get(grade_id(cell)) if kind(cell) == WRITTEN else None
+        if info and info.rubric:
+            lines = [f"- **{points:g}** {says}" for points, says in info.rubric]
+            text = "\n".join([f"**How `{info.name}` is marked ({info.points:g} points)**", "", *lines])
+            result.append(new_markdown_cell(text, id=f"{RUBRIC_CELL}-{info.name}"))
+        result.append(cell)
+    return result
+
+
+class RubricsOfMarked(NbGraderPreprocessor):
+    """In feedback: a rubric stays with an answer that a person has marked; before that the page says so."""
+
+    def preprocess(self, nb: NotebookNode, resources: ResourcesDict) -> tuple[NotebookNode, ResourcesDict]:
+        names = resources["nbgrader"]
+        with Gradebook(names["db_url"]) as gradebook:
+            for cell in nb.cells:
+                name = cell.get("id", "").removeprefix(f"{RUBRIC_CELL}-")
+                if name == cell.get("id"):
+                    continue
+                grade = gradebook.find_grade(name, names["notebook"], names["assignment"], names["student"])
+                if grade.needs_manual_grade and grade.manual_score is None:
+                    cell.source = f"*Your answer to `{name}` has not been marked yet: a person reads it.*"
+        return nb, resources
 
 
 class LatePolicy(LateSubmissionPlugin):

@@ -72,6 +72,7 @@ c.GenerateFeedback.preprocessors = [
     "autograder.nbgrader.SanitizeOutputs",
     "autograder.nbgrader.PlainSources",
     "autograder.nbgrader.ShowReceipt",
+    "autograder.nbgrader.RubricsOfMarked",
     "nbgrader.preprocessors.GetGrades",
     "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
 ]

@@ -22,7 +22,7 @@ from autograder.judge.inbox import collect, found_in
 from autograder.judge.intake import Refused, load_release, take_in
 from autograder.judge.judge import basis, refuse_if_lacking
 from autograder.judge.receipt import refused, save_receipt
-from autograder.judge.record import export, record, scores, write_feedback
+from autograder.judge.record import record, scores, write_feedback
 from autograder.judge.tiers import at_least, machine_tier
 from autograder.judge.trouble import space_in
 from autograder.judge.vault import Vault
@@ -32,8 +32,8 @@ from autograder.labs import Lab
 from autograder.nbgrader import minimum_tier, settings
 
 __all__ = [
-    "Course", "CycleError", "Progress", "collect", "default_jobs", "export", "found_in", "judge", "open_api", "record",
-    "release", "scores", "write_feedback",
+    "Course", "CycleError", "Progress", "collect", "default_jobs", "found_in", "judge", "open_api", "record", "release",
+    "scores", "write_feedback",
 ]  # fmt: skip
 
 WRITE_SOURCE = (

@@ -1,15 +1,13 @@
-"""Verdicts into nbgrader's gradebook, then feedback pages and a CSV file: one process, one transaction per student."""
+"""Verdicts into nbgrader's gradebook, then feedback pages: one process, one transaction per student."""
 
 import contextlib
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nbgrader.plugins import CsvExportPlugin
 from tqdm import tqdm
 
 from autograder.judge.cells import Release
@@ -94,7 +92,7 @@ def refuse_if_nbgrader_found_no_space(course: Course, result: dict[str, Any]) ->
         raise full(course.root)
 
 
-# --- feedback, export ---------------------------------------------------------------------------------
+# --- feedback ---------------------------------------------------------------------------------
 
 
 def write_feedback(course: Course, lab: Lab, students: Iterable[str] = (), *, fresh: bool = True) -> Progress:
@@ -119,18 +117,6 @@ def write_feedback(course: Course, lab: Lab, students: Iterable[str] = (), *, fr
                 progress.problems[student] = last_line(result)
         progress.done += write_pages(course.root / "feedback", course.vault.folder, lab.slug, graded, wanted)
     return progress
-
-
-def export(course: Course, to: Path) -> Path:
-    """All grades as CSV, by nbgrader's own exporter; the old file stays until the new one is whole."""
-    draft = to.with_name(f".{to.name}-{os.getpid()}")
-    try:
-        with space_in(to.resolve().parent), course.api.gradebook as gradebook:
-            CsvExportPlugin(config=course.config, to=str(draft)).export(gradebook)
-            draft.replace(to)
-    finally:
-        draft.unlink(missing_ok=True)
-    return to
 
 
 def scores(course: Course, lab: Lab) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from autograder.judge.cycle import Progress
 from autograder.judge.session import Outcome, Problem
 from autograder.judge.verdict import CycleError
 from autograder.judge.zygote import SandboxError
+from autograder.staff import exports, late
 
 OURS = ("release", "grade", "judge", "record", "feedback", "export")
 
@@ -26,9 +27,11 @@ def course(tmp_path, tiny, monkeypatch):
     monkeypatch.setenv("COURSE_LABS", str(tiny.folder.parent))
     monkeypatch.chdir(tmp_path)
     calls = []
-    for name in ("release", "collect", "judge", "record", "write_feedback", "export"):
+    monkeypatch.setattr(late, "settle", lambda course, slugs=None: calls.append(("settle", slugs, {})))
+    steps = dict.fromkeys(("release", "collect", "judge", "record", "write_feedback"), cycle)
+    for name, module in {**steps, "export": exports}.items():
         monkeypatch.setattr(
-            cycle, name, lambda *args, _name=name, **kwargs: calls.append((_name, args, kwargs)) or Progress()
+            module, name, lambda *args, _name=name, **kwargs: calls.append((_name, args, kwargs)) or Progress()
         )
     monkeypatch.setattr(
         cycle, "scores", lambda course, lab: {"ann": {"score": 4.0, "max_score": 12.0, "needs_manual_grade": True}}
@@ -53,16 +56,19 @@ def test_every_verb_has_help(capsys):
     [
         ("release 00", ["release"]),
         ("judge 00_tiny --jobs 2 --new-seed --student ann", ["judge"]),
-        ("record 00", ["record"]),
-        ("feedback 00", ["write_feedback"]),
-        ("export --to g.csv", ["export"]),
-        ("grade 00 --from inbox", ["collect", "judge", "record", "write_feedback", "export"]),
+        ("record 00", ["record", "settle"]),
+        ("feedback 00", ["settle", "write_feedback"]),
+        ("export --to g.csv", ["settle", "export"]),
+        ("export --format canvas", ["settle", "export"]),
+        ("grade 00 --from inbox", ["collect", "judge", "record", "settle", "write_feedback", "export"]),
     ],
 )
 def test_a_verb_calls_its_steps(course, line, steps):
     """In order, with the options given."""
     assert cli.main(line.split()) == 0
     assert [name for name, _, _ in course] == steps
+    if "canvas" in line:
+        assert course[1][1][1:] == (Path("grades-canvas.csv"), "canvas")
     if line.startswith("judge"):
         assert course[0][2] == {"jobs": 2, "new_seed": True, "students": ["ann"]}
 

@@ -129,12 +129,6 @@ def test_feedback_shows_the_judges_words_and_no_markup(course, lab, recorded):
     assert "was there twice" in duplicated
 
 
-def test_grades_leave_as_csv(course, lab, recorded, tmp_path):
-    """By nbgrader's own exporter."""
-    text = cycle.export(course, tmp_path / "grades.csv").read_text()
-    assert "00_tiny,2030-01-01 00:00:00,,perfect" in text and ",10.0," in text
-
-
 def test_a_verdict_that_vanished_costs_the_points_and_is_reported(course, lab, recorded):
     """Fails closed: recorded as zero, named, and mended by the next run."""
     course.vault.verdict_path("00_tiny", "perfect").unlink()

@@ -172,3 +172,20 @@ def test_a_near_name_is_offered_and_a_far_one_is_not():
     """With a leading space, to follow a sentence."""
     assert close_names("mrge", ["merge", "split"]) == ' Did you mean "merge"?'
     assert close_names("zzz", ["merge"]) == ""
+
+
+RUBRICS = {
+    '["claim: no points"]': "write its points first",
+    '["1 "]': "write its points first",
+    '["1 claim: a"]': "must add up to 2",
+}
+
+
+@pytest.mark.parametrize("rubric", RUBRICS)
+def test_a_rubric_adds_up_to_the_points_of_its_question(tiny, rubric):
+    """A person who marks must not find a point that nothing earns."""
+    toml = tiny / "lab.toml"
+    toml.write_text(f"{toml.read_text()}rubric = {rubric}\n")
+    assert RUBRICS[rubric] in error(lambda: load_lab(tiny))
+    toml.write_text(toml.read_text().replace(rubric, '["1.5 claim: a", "0.5 limit: b"]'))
+    assert load_lab(tiny).questions["why"].rubric == ((1.5, "claim: a"), (0.5, "limit: b"))
