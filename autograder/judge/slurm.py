@@ -35,6 +35,7 @@ CHUNK = 16  # submissions per task: enough to pay for its start, few enough to s
 ASK_AGAIN = 1.0  # seconds between two looks at the queue
 DEAF_SECONDS = 900.0  # a controller that restarts is waited for
 LEAVE_SECONDS = 30.0  # for tasks that were ended to be gone
+AGAIN = "run the command again: only what is unfinished is judged"
 
 
 # --- what is asked of the cluster -----------------------------------------------------------------------
@@ -46,7 +47,7 @@ class Request:
 
     tasks: int = 4
     cores: int = 2  # of a task, and so many submissions at once in it
-    memory_gb: int = 8  # of a task
+    memory_gb: int = 12  # of a task
     gpus: int = 0  # of a task of a lab with kernels
     minutes: int = 24 * 60  # no task asks for more; one that needs longer is queued again where it stopped
     partition: str = ""
@@ -233,9 +234,6 @@ class Run:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-AGAIN = "run the command again: only what is unfinished is judged"
-
-
 def read_outcome(folder: Path, student: str) -> str | None:
     try:
         return str(json.loads(outcome_path(folder, student).read_text(encoding="utf-8"))["says"])
@@ -281,8 +279,7 @@ class Task:
 
 def ask_queue(name: str) -> list[Task]:
     """What of the array `name` waits or runs. A controller that does not answer is asked again for a while."""
-    command = ["squeue", "--noheader", "--array", f"--name={name}", "--format=%i|%T|%r"]
-    deadline = time.monotonic() + DEAF_SECONDS
+    command, deadline = ["squeue", "-h", "--array", f"--name={name}", "-o", "%i|%T|%r"], time.monotonic() + DEAF_SECONDS
     while True:
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode == 0:
