@@ -7,6 +7,7 @@ is to blame and from which no points follow.
 import array
 import json
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from autograder.judge.tiers import SANDBOX, environment, machine_tier
 BOOT_SECONDS = 120.0
 SPAWN_SECONDS = 30.0
 CLOSE_SECONDS = 10.0
+CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 DISK_BYTES = 64 << 20  # of a session's own folder
 
 
@@ -36,6 +38,9 @@ class Zygote:
         )
         theirs.close()
         self.control = ours
+        self._slots: dict[int, int] = {}  # a runner's process id -> the zygote's number of the session
+        if sys.platform == "linux":
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         try:
             self._reply(BOOT_SECONDS)
         except SandboxError:
@@ -65,21 +70,27 @@ class Zygote:
         fds = array.array("i", [theirs.fileno()])
         request = json.dumps({"op": "spawn", **order}).encode()
         self.control.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-        return self._reply(SPAWN_SECONDS)["pid"]
+        reply = self._reply(SPAWN_SECONDS)
+        self._slots[reply["pid"]] = reply["session"]
+        return reply["pid"]
 
     def kill(self, pid: int) -> None:
-        self.control.send(json.dumps({"op": "kill", "pid": pid}).encode())
+        self.control.send(json.dumps({"op": "kill", "session": self._slots.pop(pid)}).encode())
         self._reply(SPAWN_SECONDS)
 
     def _reply(self, seconds: float) -> dict:
         self.control.settimeout(seconds)
         try:
-            packet = self.control.recv(1 << 16)
+            packet, ancillary, _, _ = self.control.recvmsg(1 << 16, socket.CMSG_SPACE(CREDENTIALS.size))
         except TimeoutError:
             raise SandboxError(f"the zygote did not answer within {seconds:.0f} s") from None
         if not packet:
             raise SandboxError(f"the zygote ended (exit status {self.process.wait(5)}); run `autograder doctor`")
         reply = json.loads(packet)
         if "error" in reply:
-            raise SandboxError(f"tier {self.tier} cannot be had here: {reply['error']}; run `autograder doctor`")
+            raise SandboxError(
+                f"no session in tier {self.tier}: {reply['error']}; run `autograder doctor`"
+            )
+        if reply.get("pid", 0) is None:  # numbered otherwise there; the kernel has translated it
+            reply["pid"] = CREDENTIALS.unpack(ancillary[0][2])[0]
         return reply

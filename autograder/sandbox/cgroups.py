@@ -6,7 +6,7 @@ it the limits of `limits` hold, per process.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MOUNT = Path("/sys/fs/cgroup")
@@ -69,6 +69,13 @@ class Groups:
         for folder in self.folders.values():
             with contextlib.suppress(OSError):
                 os.rmdir(name, dir_fd=folder)
+
+    def sweep(self, prefix: str, is_gone: Callable[[str], bool]) -> None:
+        """Remove groups that nobody is left to remove."""
+        for folder in self.folders.values():
+            for name in os.listdir(folder):  # noqa: PTH208 -- of a descriptor
+                if name.startswith(prefix) and is_gone(name):
+                    self.remove(name)
 
     def write(self, kind: str, path: str, text: str) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.folders[kind])

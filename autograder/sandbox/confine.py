@@ -1,4 +1,4 @@
-"""The three tiers, as steps: in the zygote at its start, in a session's reaper, and in its runner before any cell runs.
+"""The three tiers, as steps: in the zygote at its start and for each session, in the runner before any cell runs.
 
 T0  a plain process.   T1  Landlock, seccomp and limits.   T2  the same, inside namespaces of its own.
 A step that fails raises OSError and the session does not start: no tier turns into a weaker one.
@@ -7,12 +7,13 @@ A step that fails raises OSError and the session does not start: no tier turns i
 import os
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
-from . import identity, landlock, limits, namespaces, system, view
+from . import identity, landlock, limits, namespaces, reaper, system, view
 from .cgroups import Groups, parents
 from .seccomp import SyscallFilter
 
-TIERS = ("T0", "T1", "T2")
+SESSION = "session-"  # and the zygote's process id: what a session's folder and control group are called
 PROC = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat")
 
 
@@ -40,28 +41,55 @@ class Fence:
 
     name = "T0"
     private_disk = False  # True: a session's folder is its own mount, and ends with it
-    watched_disk = False  # True: the reaper has to see to it that the folder stays small
+    watched_disk = False  # True: the zygote has to see to it that the folder stays small
+    numbers_processes_apart = False  # True: the zygote's process ids are not the judge's
 
     def __init__(self) -> None:
         self.groups = Groups({})
         self.tasks = 0
+        self.home = ""  # the folder in which, or over which, sessions get theirs
+        self.machine_pid = os.getpid()  # before any namespace: unique on the machine while we live
 
     def enter(self) -> None:
         """In the zygote, before it imports anything large."""
+        self.home = make_home()
+
+    def leave(self) -> None:
+        """In the zygote, at its end."""
+        if not self.private_disk:
+            reaper.remove_tree(self.home)
 
     def prepare(self, *, gpu: bool) -> None:
         """In the zygote, after that: whatever sessions need that can be made once."""
 
-    def account(self) -> tuple[int, int]:
-        """(uid, gid) of the session, asked in its reaper."""
+    def account(self, slot: int) -> tuple[int, int]:
+        """(uid, gid) of a session."""
         return os.getuid(), os.getgid()
+
+    def make_place(self, slot: int, order: Order) -> Place:
+        """An account, a folder where the tier does not bring one, a control group."""
+        uid, gid = self.account(slot)
+        name = f"{SESSION}{self.machine_pid}-{slot}"
+        self.groups.make(name, order.memory_bytes and order.memory_bytes + order.disk_bytes, self.tasks)
+        folder = self.home
+        if not self.private_disk:
+            folder = f"{self.home}/{slot}"
+            os.mkdir(folder, 0o700)  # noqa: PTH102
+            os.chown(folder, uid, gid)
+        return Place(folder, uid, gid, name)
+
+    def remove_place(self, place: Place | None) -> None:
+        if place is not None:
+            if not self.private_disk:
+                reaper.remove_tree(place.folder)
+            self.groups.remove(place.group)
 
     def describe(self) -> dict:
         """For `autograder doctor`: how memory is limited, and who a session is."""
         return {"memory": sorted(self.groups.folders), "own_account": False, "landlock": None}
 
     def divide(self) -> None:
-        """In the reaper, before it forks the runner."""
+        """In the zygote, before it forks a runner."""
 
     def move_in(self, place: Place, order: Order) -> None:
         """In the runner, before it goes to its folder."""
@@ -88,30 +116,40 @@ class Landlocked(Fence):
 
         landlock.abi()
         self.groups = Groups(parents())
+        self.sweep()
+        self.home = namespaces.BOX if self.private_disk else make_home()
+
+    def sweep(self) -> None:
+        """Remove what the sessions of a zygote that was killed have left on the disk and among the control groups."""
+        self.groups.sweep(SESSION, is_gone)
+        for folder in Path(tempfile.gettempdir()).glob(f"{SESSION}*"):
+            if is_gone(folder.name):
+                reaper.remove_tree(str(folder))
 
     def prepare(self, *, gpu: bool) -> None:
         self.gpu = gpu
         own_account = identity.privileged()
         self.tasks = limits.MAX_TASKS if own_account else limits.MAX_TASKS_SHARED + limits.tasks_of(os.getuid())
-        folders = () if self.private_disk else (f"{tempfile.gettempdir()}/session",)
-        self.capabilities = identity.needed([*view.named(), *folders]) if own_account else 0
+        self.capabilities = identity.needed([*view.named(), self.home]) if own_account else 0
         self.filters = {wants: SyscallFilter(processes=wants, devices=gpu) for wants in (False, True)}
-        self.paths = {wants: self.open_rules(wants) for wants in (False, True)}
+        self.devices = view.gpu_devices() if gpu else []
+        self.shared = {} if self.private_disk else {wants: self.shared_rules(wants) for wants in (False, True)}
 
-    def open_rules(self, processes: bool) -> list[tuple[int, int, bool]]:
-        """(descriptor, rights, is a folder) of all that every session may reach."""
-        opened = []
-        for path, rights in view.rules(processes=processes, devices=view.gpu_devices() if self.gpu else ()):
-            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            opened.append((fd, rights, os.path.isdir(path)))  # noqa: PTH112
-        return opened
+    def shared_rules(self, processes: bool) -> landlock.Ruleset:
+        """Made once: hundreds of rules that leave our packages out, and every session's /proc and folder."""
+        rules = landlock.Ruleset()
+        for path, rights in view.rules(processes=processes, devices=self.devices):
+            rules.allow(path, rights)
+        rules.allow("/proc", landlock.READ_FILE | landlock.READ_DIR)
+        rules.allow(self.home, landlock.OF_OWN_FOLDER)
+        return rules
 
     def describe(self) -> dict:
         own_account, version = identity.privileged(), landlock.abi()
         return {**super().describe(), "own_account": own_account, "landlock": version, "kept": self.capabilities}
 
-    def account(self) -> tuple[int, int]:
-        return identity.account(os.getpid())
+    def account(self, slot: int) -> tuple[int, int]:
+        return identity.account(self.machine_pid, slot)
 
     def step_down(self, place: Place) -> None:
         self.groups.join(place.group)
@@ -132,34 +170,50 @@ class Landlocked(Fence):
         return landlock.abi() >= landlock.SCOPE_ABI
 
     def restrict_files(self, folder: str, processes: bool) -> None:
-        rules = landlock.Ruleset()
-        for fd, rights, is_folder in self.paths[processes]:
-            rules.allow(fd, rights, folder=is_folder)
+        """What both rulesets allow: a few rules leave only this session's own of /proc and the folders."""
+        own = landlock.Ruleset()
+        for path, rights in view.outline(processes=processes, devices=self.devices):
+            own.allow(path, rights)
         for path in PROC:
-            rules.allow_path(path, landlock.READ_FILE)
-        rules.allow_path(f"/proc/{os.getpid()}", landlock.READ_FILE | landlock.READ_DIR)
-        rules.allow_path(folder, landlock.OF_OWN_FOLDER)
-        rules.restrict()
+            own.allow(path, landlock.READ_FILE)
+        own.allow(f"/proc/{os.getpid()}", landlock.READ_FILE | landlock.READ_DIR)
+        own.allow(folder, landlock.OF_OWN_FOLDER)
+        if not self.private_disk:  # in T2 our packages are not there
+            self.shared[processes].restrict()
+        own.restrict()
 
 
 class Namespaced(Landlocked):
     """Tier T2: the zygote lives in a root of read-only parts; a session sees no process and no disk but its own."""
 
     name = "T2"
-    private_disk, watched_disk = True, False
+    private_disk, watched_disk, numbers_processes_apart = True, False, True
 
     def enter(self) -> None:
         super().enter()
-        namespaces.enter(privileged=identity.privileged())
+        self.own_processes = namespaces.enter(privileged=identity.privileged())
 
     def divide(self) -> None:
-        namespaces.divide()
+        namespaces.divide(self.own_processes)
 
     def move_in(self, place: Place, order: Order) -> None:
         namespaces.settle(place.uid, place.gid, order.disk_bytes)
 
     def can_keep_apart(self) -> bool:
         return True
+
+
+def make_home() -> str:
+    """A folder named after this zygote; its sessions' accounts may pass through it, and see nothing of the others."""
+    folder = tempfile.mkdtemp(prefix=f"{SESSION}{os.getpid()}-")
+    os.chmod(folder, 0o711)  # noqa: PTH101
+    return folder
+
+
+def is_gone(name: str) -> bool:
+    """Whether the zygote that a session's folder or group is named after lives no more."""
+    pid = name.removeprefix(SESSION).partition("-")[0]
+    return pid.isdigit() and not Path(f"/proc/{pid}").exists()
 
 
 def fence(tier: str) -> Fence:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from . import system
 
-# Above every account a system hands out, below what systemd reserves; one per process id, so never shared by two.
-FIRST_UID = 0x70000000
-HIGHEST_PID = 1 << 22
+# Above every account that a system hands out. A zygote's process id and a slot make one, so no two live sessions of a
+# machine share theirs.
+FIRST_UID, HIGHEST_UID = 0x70000000, 0x7FFFFFFF
+SLOTS = 64
 
 
 def privileged() -> bool:
@@ -16,12 +17,17 @@ def privileged() -> bool:
     if os.geteuid() != 0:
         return False
     ranges = [[int(word) for word in line.split()] for line in Path("/proc/self/uid_map").read_text().splitlines()]
-    return any(inside <= FIRST_UID and inside + count > FIRST_UID + HIGHEST_PID for inside, _, count in ranges)
+    return any(inside <= FIRST_UID and inside + count > HIGHEST_UID for inside, _, count in ranges)
 
 
-def account(pid: int) -> tuple[int, int]:
-    """(uid, gid) of the session whose reaper is process `pid`."""
-    return (FIRST_UID + pid, FIRST_UID + pid) if privileged() else (os.getuid(), os.getgid())
+def account(zygote: int, slot: int) -> tuple[int, int]:
+    """(uid, gid) of a session."""
+    if not privileged():
+        return os.getuid(), os.getgid()
+    if slot >= SLOTS:
+        raise OSError(f"a zygote has at most {SLOTS} sessions at once")
+    uid = FIRST_UID + zygote * SLOTS + slot
+    return uid, uid
 
 
 def become(uid: int, gid: int, capabilities: int) -> None:

@@ -6,6 +6,7 @@ Source: https://docs.kernel.org/userspace-api/landlock.html
 """
 
 import os
+import stat
 import struct
 
 from . import system
@@ -50,16 +51,13 @@ class Ruleset:
         made = system.libc.syscall(CREATE_RULESET, attributes, len(attributes), 0)
         self.fd = system.checked(made, "landlock_create_ruleset")
 
-    def allow(self, fd: int, rights: int, *, folder: bool = True) -> None:
-        """Grant `rights` on what `fd` was opened on, and on all below it."""
-        rights &= self.rights if folder else self.rights & OF_A_FILE
-        made = system.libc.syscall(ADD_RULE, self.fd, PATH_BENEATH, struct.pack("<Qi", rights, fd), 0)
-        system.checked(made, "landlock_add_rule")
-
-    def allow_path(self, path: str, rights: int) -> None:
+    def allow(self, path: str, rights: int) -> None:
+        """Grant `rights` on `path` and all below it; on a file, those that a file can have."""
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
-            self.allow(fd, rights, folder=os.path.isdir(path))  # noqa: PTH112
+            rights &= self.rights if stat.S_ISDIR(os.fstat(fd).st_mode) else self.rights & OF_A_FILE
+            made = system.libc.syscall(ADD_RULE, self.fd, PATH_BENEATH, struct.pack("<Qi", rights, fd), 0)
+            system.checked(made, f"landlock_add_rule {path}")
         finally:
             os.close(fd)
 

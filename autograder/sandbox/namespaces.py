@@ -1,32 +1,55 @@
 """Tier T2's own small world: a root folder of read-only parts, no network, and per session its own processes and files.
 
-The zygote moves into that root once, before it has forked anybody; a session then adds what is its own: a process
-namespace with its /proc, and an empty disk in memory. Without privilege all of it happens in a user namespace.
+The zygote moves into that root once, as process 1 of a namespace, so that all its sessions end with it. A session adds
+what is its own: a process namespace with its /proc, and an empty disk in memory. Without privilege all of it happens
+in a user namespace.
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 from . import system, view
 
 BOX = "/box"  # a session's home; /tmp is a link to it
 MAX_FILES = 4096
+PROC_FLAGS = system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC
 
 
-def enter(*, privileged: bool) -> None:
-    """Leave the machine's files and network: for the zygote, before it has threads."""
+def enter(*, privileged: bool) -> int:
+    """Leave the machine's files, processes and network: for the zygote, before it has threads.
+
+    Returns a descriptor of its process namespace. What returns is a child; the process that was called stays outside,
+    waits, and ends as the child does.
+    """
     uid, gid = os.getuid(), os.getgid()
     flags = system.CLONE_NEWNS | system.CLONE_NEWNET | system.CLONE_NEWUTS | system.CLONE_NEWCGROUP
-    system.unshare(flags if privileged else flags | system.CLONE_NEWUSER)
+    system.unshare(flags | system.CLONE_NEWPID | (0 if privileged else system.CLONE_NEWUSER))
     if not privileged:
         map_to_self(uid, gid)
+    continue_in_child()
     system.mount("none", "/", flags=system.MS_REC | system.MS_PRIVATE)
     root = free_folder()
     system.mount("tmpfs", str(root), "tmpfs", system.MS_NOSUID | system.MS_NODEV, "size=1m,mode=755")
     furnish(root)
     system.make_read_only(str(root), recursive=False)
     system.change_root(str(root))
-    os.environ["TMPDIR"] = BOX
+    system.mount("proc", "/proc", "proc", PROC_FLAGS)
+    os.environ["TMPDIR"] = tempfile.tempdir = BOX
+    return os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def continue_in_child() -> None:
+    """Fork; the parent does nothing but wait and pass on how the child ended."""
+    parent = os.pidfd_open(os.getpid())
+    pid = os.fork()
+    if pid == 0:
+        system.end_with(parent)
+        os.close(parent)
+        return
+    os.closerange(3, 1 << 16)  # the judge has to notice when the child is gone
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os._exit(status if status >= 0 else 128 - status)
 
 
 def free_folder() -> Path:
@@ -81,14 +104,15 @@ def bind(source: str, root: Path) -> None:
         system.make_read_only(str(target))
 
 
-def divide() -> None:
-    """In a session's reaper: the next child is process 1 of a world of its own."""
-    system.unshare(system.CLONE_NEWPID | system.CLONE_NEWNS | system.CLONE_NEWIPC)
+def divide(own_processes: int) -> None:
+    """In the zygote: the next child, and only that, is process 1 of a namespace below ours."""
+    system.setns(own_processes, system.CLONE_NEWPID)  # forget the last child's, or a new one is refused
+    system.unshare(system.CLONE_NEWPID)
 
 
 def settle(uid: int, gid: int, disk_bytes: int) -> None:
     """In that child: its own /proc over the zygote's, and its own disk."""
-    flags = system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC
-    system.mount("proc", "/proc", "proc", flags)
+    system.unshare(system.CLONE_NEWNS | system.CLONE_NEWIPC)
+    system.mount("proc", "/proc", "proc", PROC_FLAGS)
     options = f"size={disk_bytes},nr_inodes={MAX_FILES},mode=700,uid={uid},gid={gid}"
     system.mount("tmpfs", BOX, "tmpfs", system.MS_NOSUID | system.MS_NODEV, options)

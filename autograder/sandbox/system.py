@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import select
+import signal
 import struct
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -9,7 +11,6 @@ libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAPBSET_READ, PR_CAPBSET_DROP = 1, 8, 23, 24
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
-M_MMAP_THRESHOLD = -3
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -38,6 +39,17 @@ def prctl(option: int, value: int = 0, extra: int = 0) -> None:
 
 def unshare(flags: int) -> None:
     checked(libc.unshare(flags), f"unshare({flags:#x})")
+
+
+def setns(fd: int, kind: int) -> None:
+    checked(libc.setns(fd, kind), f"setns({kind:#x})")
+
+
+def end_with(parent: int) -> None:
+    """Be killed when the process of this pidfd, our parent, dies, however it dies; if it is dead already, end here."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if select.select([parent], [], [], 0)[0]:
+        os._exit(1)
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:

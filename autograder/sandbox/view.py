@@ -66,18 +66,22 @@ def gpu_devices() -> list[str]:
 
 
 def rules(*, processes: bool, devices: Iterable[str] = ()) -> Iterator[tuple[str, int]]:
-    """(path, Landlock rights) of everything that all sessions may reach."""
-    read = READ_FILE | READ_DIR | (EXECUTE if processes else 0)
+    """(path, Landlock rights) of everything that sessions may reach, without our packages."""
     without = hidden()
-    for root in roots():
-        if any(root in path.parents for path in without):
-            yield str(root), READ_DIR  # import lists folders; the names of our files are no secret
-        for part in cover(root, without):
-            yield str(part), read
-    yield str(HERE), read
-    for name in (*MACHINE, *DEVICES):
-        if Path(name).exists():
-            yield name, READ_FILE | (WRITE_FILE if name in DEVICES else READ_DIR)
+    for name, rights in outline(processes=processes, devices=devices):
+        if not any(Path(name) in path.parents for path in without):
+            yield name, rights
+            continue
+        yield name, READ_DIR  # import lists folders; the names of our files are no secret
+        yield from ((str(part), rights) for part in cover(Path(name), without))
+    yield str(HERE), READ_FILE | READ_DIR
+
+
+def outline(*, processes: bool, devices: Iterable[str] = ()) -> Iterator[tuple[str, int]]:
+    """The same in a few rules, with our packages."""
+    yield from ((str(root), READ_FILE | READ_DIR | (EXECUTE if processes else 0)) for root in roots())
+    yield from ((name, READ_FILE | READ_DIR) for name in MACHINE if Path(name).exists())
+    yield from ((name, READ_FILE | WRITE_FILE) for name in DEVICES if Path(name).exists())
     for name in devices:
         yield name, READ_FILE | WRITE_FILE | IOCTL_DEV
     if devices:

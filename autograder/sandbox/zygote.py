@@ -9,6 +9,7 @@ holds no secret. A probe starts and ends one empty session in TIER and prints wh
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import importlib.util
 import json
@@ -53,6 +54,9 @@ def preload(modules: list[str]) -> bool:
         with contextlib.suppress(ImportError):  # a cell that needs it will say so itself
             importlib.import_module(name)
     importlib.import_module("sandbox.runner").warm_up()
+    importlib.import_module("sandbox.stub")
+    gc.collect()
+    gc.freeze()  # a collection in a runner would copy every page of what is imported here
     return gpu
 
 
@@ -89,10 +93,10 @@ def ready_fence(tier: str, load: Callable[[], bool]) -> Any:
     """The tier's fence with all that can be made before the first session; `load` imports and tells of a GPU."""
     from sandbox import confine, system
 
-    if sys.platform == "linux":
-        system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
     fence = confine.fence(tier)
     fence.enter()
+    if sys.platform == "linux":
+        system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
     fence.prepare(gpu=load())
     return fence
 
@@ -109,12 +113,12 @@ def probe(tier: str) -> dict:
     except (OSError, ImportError, RuntimeError) as problem:
         return {"error": f"{type(problem).__name__}: {problem}"}
     from sandbox import spawner
+    from sandbox.confine import Order
 
     sessions = spawner.Spawner(theirs, fence, wait_for_hangup)
     oracle, runners_end = socket.socketpair()
-    made = sessions.spawn({"memory_bytes": PROBE_BYTES, "disk_bytes": 1 << 20}, runners_end.detach())
-    if "pid" in made:
-        sessions.kill(made["pid"])
+    made = sessions.spawn(Order(PROBE_BYTES, 1 << 20), runners_end.detach())
+    sessions.close()
     oracle.close()
     ours.close()
     return {**made, "limits": fence.describe()}
