@@ -6,10 +6,10 @@ the tests check them at run time. On a machine without jaxtyping the annotations
 
 from torch import Tensor
 
-__all__ = ["AXES", "LETTERS", "Bool", "Float", "Int", "Tensor"]
+__all__ = ["AXES", "LETTERS", "Bool", "Float", "Int", "Integer", "Tensor"]
 
 try:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float, Int, Integer  # Int is signed; Integer takes uint8 codes, too
 except ImportError:  # a GPU machine often has torch, triton, numpy and pytest, and nothing else
 
     class _Unchecked:
@@ -18,7 +18,7 @@ except ImportError:  # a GPU machine often has torch, triton, numpy and pytest, 
         def __class_getitem__(cls, item):
             return item[0]
 
-    Bool = Float = Int = _Unchecked
+    Bool = Float = Int = Integer = _Unchecked
 
 # The name of an axis -> what one step along it is.
 AXES = {
