@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from autograder.judge.tiers import LOWER, TIERS, at_least, machine_tier
 from autograder.prove import main
 
 KINDS = Path(__file__).parent / "data" / "kinds" / "01_kinds"
@@ -44,8 +45,12 @@ def test_in_place_only_what_needs_another_process_survives(capsys):
 
 
 @pytest.mark.slow
-def test_in_the_judge_nothing_survives(capsys):
-    """The worked solutions earn all points; the release, every mistake and every cheat what they must."""
+@pytest.mark.parametrize("tier", TIERS)
+def test_in_the_judge_nothing_survives(capsys, monkeypatch, tier):
+    """The worked solutions earn all points; the release, every mistake and every cheat what they must, in each tier."""
+    if not at_least(machine_tier(), tier):
+        pytest.skip(f"this machine has no tier {tier}: see `autograder doctor`")
+    monkeypatch.setenv(LOWER, tier)
     status, table = prove(capsys)
     assert status == 0, table
 
