@@ -204,6 +204,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 def run_grade(arguments: argparse.Namespace) -> int:
     """All steps; a problem with one submission does not keep the others from their grade."""
     from autograder.judge import cycle
+    from autograder.judge.receipt import all_refused
     from autograder.judge.tiers import NOT_FOR_GRADES, machine_tier
     from autograder.labs import find_lab
     from autograder.staff import exports, late
@@ -217,17 +218,21 @@ def run_grade(arguments: argparse.Namespace) -> int:
     late.settle(course)
     status |= tell("feedback", cycle.write_feedback(course, lab, fresh=False))
     print(exports.export(course, arguments.csv))
-    print(table(cycle.scores(course, lab)))
+    print(table(cycle.scores(course, lab), all_refused(course.vault.folder, lab.slug)))
     print(f"{lab.slug}: {time.monotonic() - start:.0f} s" + (f". {NOT_FOR_GRADES}" if machine_tier() == "T0" else ""))
     return status
 
 
-def table(scores: dict[str, dict[str, Any]]) -> str:
-    """Student, points, and whether a person still has something to read."""
+def table(scores: dict[str, dict[str, Any]], refused: dict[str, Any]) -> str:
+    """Student, points, whether a person still has something to read, and whose last file was refused."""
     lines = [f"{'student':24} {'points':>8}  of"]
     for student, row in sorted(scores.items()):
         waits = "  a written answer waits for a person" if row["needs_manual_grade"] else ""
-        lines.append(f"{student:24} {row['score']:8g}  {row['max_score']:g}{waits}")
+        again = "  a newer file was refused" if student in refused else ""
+        lines.append(f"{student:24} {row['score']:8g}  {row['max_score']:g}{waits}{again}")
+    lines += [
+        f"{student:24} {'-':>8}  refused: {refused[student].staff[0]}" for student in sorted(refused.keys() - scores)
+    ]
     return "\n".join(lines)
 
 

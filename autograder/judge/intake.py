@@ -163,6 +163,8 @@ def read_notebook(content: bytes) -> tuple[NotebookNode, tuple[Note, ...]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old notebooks lack cell ids; they get some below
             saved = nbformat.reader.reads(text)
+            if not isinstance(saved, dict) or not {"cells", "worksheets"} & saved.keys():
+                raise ValueError("it has no cells")
             version = nbformat.reader.get_version(saved)
             notebook = nbformat.convert(saved, 4)
             notes += _mend_parts(notebook)

@@ -48,12 +48,18 @@ def explain(course: Course, lab: Lab, student: str) -> Iterator[str]:
         yield f"no valid verdict, so no points: {problem}"
         return
     yield from verdict_lines(course, lab, student, verdict)
-    for name, public in verdict.questions.items():
+    for name, public in sorted(verdict.questions.items(), key=lambda each: place_of(lab, each[0])):
         yield ""
         yield from question_lines(name, public)
     for info in lab.questions.values():
         if info.written:
             yield from ("", f"{info.name}: a written answer of {info.points:g} points, read by a person in formgrader")
+
+
+def place_of(lab: Lab, question: str) -> int:
+    """Questions in the lab's order; one that the lab no longer has, last."""
+    names = list(lab.questions)
+    return names.index(question) if question in names else len(names)
 
 
 def intake_lines(course: Course, lab: Lab, student: str) -> Iterator[str]:

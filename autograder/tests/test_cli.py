@@ -1,6 +1,7 @@
 """The commands: every verb has help, finds the course and the lab, and says with its exit status how it went."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from autograder import cli, doctor
 from autograder.judge import cycle, session
 from autograder.judge.cycle import Progress
+from autograder.judge.intake import Refused
+from autograder.judge.receipt import refused, save_receipt
 from autograder.judge.session import Outcome, Problem
 from autograder.judge.verdict import CycleError
 from autograder.judge.zygote import SandboxError
@@ -73,11 +76,13 @@ def test_a_verb_calls_its_steps(course, line, steps):
         assert course[0][2] == {"jobs": 2, "new_seed": True, "students": ["ann"]}
 
 
-def test_grade_shows_who_waits_for_a_person_and_what_the_tier_is_worth(course, monkeypatch, capsys):
+def test_grade_shows_who_waits_for_a_person_and_whose_file_was_refused(course, monkeypatch, capsys, tmp_path):
     """The last thing an instructor reads."""
     monkeypatch.setenv("AUTOGRADER_TIER", "T0")
+    save_receipt(tmp_path / "course" / ".judge", "00_tiny", "dan", refused("dan.ipynb", Refused("x", "no cells")))
     cli.main(["grade", "00"])
     out = capsys.readouterr().out
+    assert re.search(r"dan +-  refused: no cells", out)
     assert "ann" in out and "waits for a person" in out and "T0: not for grades" in out
 
 
