@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from autograder.judge.aid import Aid
-from autograder.judge.memory import read_peak, start_peak
+from autograder.judge.memory import Before, read_peak, start_peak
 from autograder.judge.zygote import Zygote
 from autograder.sandbox import wire
 
@@ -152,11 +152,11 @@ class Session:
             self.close()
             self._start()
 
-    def start_peak(self) -> int | None:
+    def start_peak(self) -> Before | None:
         """Begin to measure memory over several requests; see `peak_since`."""
         return start_peak(self.pid)
 
-    def peak_since(self, before: int | None) -> int | None:
+    def peak_since(self, before: Before | None) -> int | None:
         return read_peak(self.pid, before)
 
     def close(self) -> None:

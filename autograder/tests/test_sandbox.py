@@ -12,7 +12,8 @@ import torch
 
 from autograder.judge import session as session_module
 from autograder.judge import zygote as booting
-from autograder.judge.session import Cell, Notebook, Session, read_peak, start_peak
+from autograder.judge.memory import Before, read_peak, start_peak
+from autograder.judge.session import Cell, Notebook, Session
 from autograder.judge.zygote import SandboxError, Zygote
 from autograder.sandbox import runner, stub, wire
 from autograder.sandbox import zygote as zygote_module
@@ -357,13 +358,13 @@ def test_peak_memory_is_seen_from_outside(zygote):
 
 def test_memory_that_cannot_be_read_is_none():
     """Another system, or a process that is gone."""
-    assert start_peak(-1) is None and read_peak(1, None) is None and read_peak(-1, 5) is None
+    assert start_peak(-1) is None and read_peak(1, None) is None and read_peak(-1, Before(5, 0)) is None
 
 
 def test_a_status_without_the_line_is_none(monkeypatch):
     """Some kernels do not report VmHWM."""
     monkeypatch.setattr(Path, "read_text", lambda self: "Name:\tx\n")
-    assert read_peak(1, 5) is None
+    assert read_peak(1, Before(5, 0)) is None
 
 
 def test_a_zygote_that_does_not_start_is_said(monkeypatch, tmp_path):
