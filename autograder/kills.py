@@ -253,7 +253,7 @@ def command_line(pid: int) -> str:
         return ""
 
 
-def left_behind(family: set[Process], seconds: float = 20.0) -> list[str]:
+def left_behind(family: set[Process], seconds: float = 60.0) -> list[str]:
     """Those that have not ended after `seconds`, by their command line; a zombie has ended."""
     deadline = time.monotonic() + seconds
     while True:

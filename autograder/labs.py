@@ -83,14 +83,16 @@ class Lab:
         if question.oracle is None:
             return None
         module_name, _, function = question.oracle.partition(":")
-        if module_name == "reference":
-            module = load_file(self.folder / "reference.py", f"reference_of_{self.slug}")
-        else:
-            module = self._import(question, module_name)
+        module = self.reference if module_name == "reference" else self._import(question, module_name)
         if not hasattr(module, function):
             names = close_names(function, vars(module))
             raise LabError(f"{self.slug}: the oracle of {question.name!r}, {question.oracle}, does not exist.{names}")
         return getattr(module, function)
+
+    @cached_property
+    def reference(self) -> ModuleType:
+        """The lab's own oracles, where `refimpl` has none."""
+        return load_file(self.folder / "reference.py", f"reference_of_{self.slug}")
 
     @cached_property
     def cells(self) -> list[Any]:

@@ -74,14 +74,16 @@ def judge_cells(lab: Lab, cells: Sequence[Cell], seed: int, zygote: Zygote | Non
 
 
 def judge_question(lab: Lab, question: Question, seed: int, shared: Shared) -> Report:
-    """One question in the submission's process; what fails there after other questions gets a process of its own."""
+    """One question in the submission's process; what fails there after other questions is looked at in a new one.
+
+    That one then serves the questions that follow: they, too, are looked at again should they fail in it.
+    """
     alone = shared.clean or question.fresh or question.ranks
     report, timeouts = examined(lab, question, seed, shared)
-    if report.attempted and not report.passed:
+    # After the second time-out the call was in a new process already.
+    if report.attempted and not report.passed and not alone and timeouts < TIMEOUTS_ALLOWED:
         shared.renew()
-        if not alone and timeouts < TIMEOUTS_ALLOWED:  # the second time-out was in a new process already
-            report, _ = examined(lab, question, seed, shared)
-            shared.renew()
+        report, _ = examined(lab, question, seed, shared)
     return quiet(report)
 
 

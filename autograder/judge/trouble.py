@@ -48,5 +48,7 @@ def database_trouble(problem: BaseException, url: str) -> CycleError:
             f"another `autograder record`). Close it and {AGAIN}."
         )
     if "duplicate key" in text or "deadlock detected" in text:
-        return CycleError(f"another machine wrote the same students into the gradebook {url} at the same time; {AGAIN}.")
+        return CycleError(
+            f"another machine wrote the same students into the gradebook {url} at the same time; {AGAIN}."
+        )
     return CycleError(f"the gradebook {url} does not answer ({text}). Mend that and {AGAIN}.")

@@ -135,7 +135,16 @@ def rebuild(public: dict[str, Any]) -> Report:
 
 
 def bank_version(lab: Lab) -> str:
-    """Changes whenever a grade could: checks, mistakes, points, the oracles and the comparison's own code."""
+    """Changes whenever a grade could: checks, mistakes, points, the oracles and the comparison's own code.
+
+    Read once for a loaded lab, whose checks are read once, too: it takes longer than comparing a small answer.
+    """
+    if "bank_version" not in vars(lab):
+        vars(lab)["bank_version"] = _bank_version(lab)
+    return str(vars(lab)["bank_version"])
+
+
+def _bank_version(lab: Lab) -> str:
     own = [lab.folder / name for name in ("checks.py", "mistakes.py", "lab.toml", "reference.py")]
     found: set[Path] = set()
     for file in own:
