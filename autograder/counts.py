@@ -46,7 +46,8 @@ class Counted:
         return self.result(bool(counted), "within bounds" if counted else "no case ran to its end: nothing was counted")
 
     def says(self, got: float) -> str:
-        return f"{got:,.0f} {self.unit}"
+        # Two digits: an answer chooses this number, and could spell a hidden input with more.
+        return f"{float(f'{got:.2g}'):,.0f} {self.unit}"
 
     def result(self, passed: bool, message: str) -> MechanismResult:
         return MechanismResult(type(self).__name__, passed, message, self.costs)

@@ -28,6 +28,7 @@ REDUCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "MIN": lambda stack: stack.amin(0),
     "MAX": lambda stack: stack.amax(0),
 }
+AXIS_BYTES = 8
 MAX_OPERATIONS = 100_000  # of one rank
 FINISHED = "has finished"
 MAX_HELD = 1 << 30  # bytes posted and not yet received, over all ranks
@@ -94,7 +95,8 @@ def checked(claim: object, rank: int, world: int) -> Operation:
 
 
 def size(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Bytes of the elements; of a tensor without any, of its shape, which could carry numbers in their place."""
+    return sum(tensor.numel() * tensor.element_size() or AXIS_BYTES * tensor.dim() for tensor in tensors)
 
 
 def sent(operation: Operation, index: int, tensors: Tensors) -> float:
@@ -166,7 +168,7 @@ class Meeting:
 
 
 def described(form: list[tuple[tuple[int, ...], torch.dtype]]) -> str:
-    return ", ".join(f"{shape} {dtype}" for shape, dtype in form[:3]) or "nothing"
+    return ", ".join(f"shape {shape} {dtype}" for shape, dtype in form[:3]) or "nothing"
 
 
 class Hub:
