@@ -16,7 +16,7 @@ from autograder.judge import cycle
 from autograder.judge.cells import grade_id
 from autograder.judge.course import Course
 from autograder.judge.vault import Vault
-from autograder.judge.verdict import CycleError
+from autograder.judge.verdict import CycleError, save
 from autograder.labs import load_lab
 from autograder.staff import explain, exports, history, late, log, regrade, requests, roster
 from autograder.staff.grades import Person, Row, total
@@ -90,6 +90,25 @@ def told(verb, *arguments, course):
     return verb.main([*arguments, "--course", str(course.root)])
 
 
+def mark(course, points):
+    """What a person does in formgrader, or undoes."""
+    with course.api.gradebook as gradebook:
+        grade = gradebook.find_grade("why", "lab", "00_tiny", "perfect")
+        grade.manual_score, grade.needs_manual_grade = points, points is None
+        gradebook.db.commit()
+
+
+@pytest.fixture
+def marked(course, tmp_path):
+    """Two points for the written answer, a name for the student, penalties up to date. Any order of tests will do."""
+    file = tmp_path / "class.csv"
+    file.write_text(CANVAS)
+    roster.enter(course, roster.read(file))
+    mark(course, 2.0)
+    late.settle(course)
+    return course
+
+
 # --- rubrics --------------------------------------------------------------------------------------------
 
 
@@ -99,11 +118,10 @@ def test_the_rubric_stands_before_the_answer_and_in_feedback_only_once_it_was_ma
     index = next(i for i, cell in enumerate(stored.cells) if grade_id(cell) == "why")
     assert "**1** claim: said first" in stored.cells[index - 1].source
     page = course.root / "feedback" / "perfect" / "00_tiny" / "lab.html"
+    mark(course, None)
+    cycle.write_feedback(course, lab, ["perfect"])
     assert "said first" not in page.read_text() and "has not been marked yet" in page.read_text()
-    with course.api.gradebook as gradebook:
-        grade = gradebook.find_grade("why", "lab", "00_tiny", "perfect")
-        grade.manual_score, grade.needs_manual_grade = 1.0, False
-        gradebook.db.commit()
+    mark(course, 1.0)
     cycle.write_feedback(course, lab, ["perfect"])
     assert "said first" in page.read_text() and "has not been marked yet" not in page.read_text()
 
@@ -124,10 +142,7 @@ def penalty_of(course, student="perfect"):
 
 def test_a_mark_given_later_is_part_of_what_lateness_costs(course):
     """nbgrader counts a penalty when it autogrades, before any person has marked."""
-    with course.api.gradebook as gradebook:
-        grade = gradebook.find_grade("why", "lab", "00_tiny", "perfect")
-        grade.manual_score, grade.needs_manual_grade = 2.0, False
-        gradebook.db.commit()
+    mark(course, 2.0)
     late.settle(course)
     assert penalty_of(course) == pytest.approx(0.1 * 12)
     assert late.settle(course) == []
@@ -136,6 +151,7 @@ def test_a_mark_given_later_is_part_of_what_lateness_costs(course):
 def test_an_extension_is_granted_and_taken_back_by_the_file_alone(course):
     """Recording again needs no command; the reason stands beside it, and the page is made anew."""
     file = course.root / "extensions.csv"
+    late.settle(course)
     before = penalty_of(course)
     assert before > 0
     for until in ("2030-01-02T00:00Z", "2030-01-02T01:00+01:00", "1", "0.5"):
@@ -207,6 +223,8 @@ def test_a_class_list_goes_in_once_and_again_without_change(course, tmp_path, ca
     """From Canvas's own export; the row of points and the test student are no people."""
     file = tmp_path / "canvas.csv"
     file.write_text(CANVAS, encoding="utf-8-sig")
+    with course.api.gradebook as gradebook:
+        gradebook.update_or_create_student("perfect", first_name="", lms_user_id=None)
     assert told(roster, str(file), course=course) == 0
     out = capsys.readouterr().out
     assert "0 added, 1 changed, 0 unchanged" in out and "not in the file" in out and "empty" in out
@@ -254,9 +272,9 @@ def read_back(path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
-def test_canvas_reads_its_own_columns_back(course, tmp_path):
+def test_canvas_reads_its_own_columns_back(marked, tmp_path):
     """Points possible in the second row; nothing for who handed nothing in, so that no grade there is overwritten."""
-    exports.export(course, tmp_path / "c.csv", "canvas")
+    exports.export(marked, tmp_path / "c.csv", "canvas")
     lines = (tmp_path / "c.csv").read_text().splitlines()
     assert lines[0] == "Student,ID,SIS User ID,SIS Login ID,Section,00_tiny,Course total (percent)"
     assert lines[1] == "Points Possible,,,,,12,100"
@@ -265,17 +283,17 @@ def test_canvas_reads_its_own_columns_back(course, tmp_path):
     assert table["perfect"]["Student"] == "Lovelace, Ada" and table["perfect"]["ID"] == "101"
 
 
-def test_moodle_reads_its_own_columns_back(course, tmp_path):
+def test_moodle_reads_its_own_columns_back(marked, tmp_path):
     """`(Real)` says points."""
-    exports.export(course, tmp_path / "m.csv", "moodle")
+    exports.export(marked, tmp_path / "m.csv", "moodle")
     table = {row["Username"]: row for row in read_back(tmp_path / "m.csv")}
     assert table["perfect"]["Assignment: 00_tiny (Real)"] == "10.8" and table["perfect"]["Last name"] == "Lovelace"
     assert table["empty"]["Assignment: 00_tiny (Real)"] == "0"
 
 
-def test_the_long_form_has_every_penalty_and_a_total(course, tmp_path):
+def test_the_long_form_has_every_penalty_and_a_total(marked, tmp_path):
     """With nbgrader's columns first, and weights of course.toml."""
-    exports.export(course, tmp_path / "g.csv")
+    exports.export(marked, tmp_path / "g.csv")
     table = {(row["student_id"], row["assignment"]): row for row in read_back(tmp_path / "g.csv")}
     mine = table["perfect", "00_tiny"]
     assert (mine["raw_score"], mine["late_submission_penalty"], mine["score"], mine["weight"]) == (
@@ -398,13 +416,12 @@ def test_a_grade_that_would_fall_is_named_and_not_written(course, lab, place, ca
     assert not list(course.vault.folder.glob("regrade-*")) and not (course.vault.folder / "replaced").exists()
 
 
-def test_a_grade_that_rises_is_written_recorded_and_told(course, lab, place, capsys):
+def test_a_grade_that_rises_is_written_recorded_and_told(marked, capsys):
     """From a verdict that was too low, as a wrong check makes it, to the gradebook, the page and the history."""
+    course = marked
     vault, path = course.vault, course.vault.verdict_path("00_tiny", "perfect")
     verdict = cycle.load("00_tiny", "perfect", vault)
     verdict.questions["spread"]["earned"] = 1.0
-    from autograder.judge.verdict import save
-
     save(verdict, vault)
     assert json.loads(path.read_text())["questions"]["spread"]["earned"] == 1.0
     assert regrade.main(["00", "--why", "first row", "--student", "perfect", "--course", str(course.root)]) == 0
