@@ -7,12 +7,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from autograder.judge.session import Cell, Notebook, Session
-from autograder.judge.tiers import NOT_FOR_GRADES, TIERS, at_least, machine_tier, why_not
+from autograder.judge.tiers import LOWER, NOT_FOR_GRADES, TIERS, at_least, machine_tier, probe, why_not
 from autograder.judge.zygote import SandboxError, Zygote
 
 PROBE_BYTES = 32 << 20
@@ -41,18 +41,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     findings = [examine() for examine in EXAMINATIONS]
     if arguments.json:
-        print(json.dumps({"tier": machine_tier(), "says": tier_line(), "findings": [asdict(f) for f in findings]}))
+        print(json.dumps({**tier_report(), "findings": [asdict(finding) for finding in findings]}))
     else:
-        print("\n".join([tier_line(), *map(line, findings)]))
+        print("\n".join([*tier_lines(tier_report()), *map(line, findings)]))
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-def tier_line() -> str:
-    """The tier, and for each stronger one the step that fails here."""
+# --- the tier -------------------------------------------------------------------------------------------
+
+MEANS = {
+    "T0": f"{NOT_FOR_GRADES} (a plain process: fine for practice and rehearsals)",
+    "T1": "Landlock, seccomp and limits",
+    "T2": "namespaces, Landlock, seccomp and limits",
+}
+# What a failed step says, and the way out of it. The first that fits is shown.
+REMEDIES = (
+    ("pyseccomp", "pip install pyseccomp"),
+    ("libseccomp", "install libseccomp2 (Debian, Ubuntu) or libseccomp (Fedora)"),
+    ("Landlock", "a kernel from 5.13 on with Landlock among its security modules (lsm=landlock,... at boot)"),
+    ("unshare", "let ordinary users make user namespaces (sysctl user.max_user_namespaces, and on Ubuntu "
+     "kernel.apparmor_restrict_unprivileged_userns=0), or grade outside the container"),
+    ("mount", "outside a container, or in one whose /proc is not masked (Kubernetes: procMount: Unmasked)"),
+    ("needs Linux", "grade on Linux"),
+)  # fmt: skip
+
+
+def tier_report() -> dict:
+    """The tier of this machine, why not a stronger one, and how its sessions are held; plain data for --json."""
     tier = machine_tier()
-    says = f"{NOT_FOR_GRADES} (a plain process: fine for practice and rehearsals)" if tier == "T0" else tier
-    lacks = [f"\n{'':10} {other}: {why_not(other)}" for other in TIERS if not at_least(tier, other)]
-    return f"tier       {says}{''.join(lacks)}"
+    why = {other: why_not(other) for other in TIERS if not at_least(tier, other)}
+    lacks = {other: {"why": said, "fix": remedy(said)} for other, said in why.items() if said}
+    says = list(notes(probe(tier)["limits"])) if tier != "T0" else []
+    if len(lacks) < len(why):
+        says.insert(0, f"lowered by the environment variable {LOWER}")
+    return {"tier": tier, "says": MEANS[tier], "lacks": lacks, "notes": says}
+
+
+def remedy(why: str) -> str:
+    return next((fix for sign, fix in REMEDIES if sign in why), "see course/staff/tiers.md")
+
+
+def notes(limits: dict) -> Iterator[str]:
+    """How memory and accounts are kept apart, and what a missing piece costs."""
+    if "memory" in limits["memory"]:
+        yield "memory: a control group per session, and limits per process"
+    else:
+        yield "memory: limits per process (no control group can be made here: children of a session count one by one)"
+    yield (
+        "account: one of its own per session"
+        if limits["own_account"]
+        else ("account: the grader's own, without privileges (root would give each session its own)")
+    )
+    version = limits["landlock"]
+    missing = [says for since, says in ((4, "TCP ports"), (5, "device requests"), (6, "signals")) if version < since]
+    left = f"; {', '.join(missing)} are left to seccomp" if missing else ""
+    yield f"Landlock: version {version}{left}"
+    if limits["kept"]:
+        yield "Python lies behind a folder that only root may enter, so sessions keep the capability to read past it"
+
+
+def tier_lines(report: dict) -> Iterator[str]:
+    yield f"{'tier':10} {report['tier']}: {report['says'].removeprefix('T0: ')}"
+    for tier, found in report["lacks"].items():
+        yield f"{'':10} not {tier}: {found['why']}\n{'':10} fix: {found['fix']}"
+    yield from (f"{'':10} {note}" for note in report["notes"])
 
 
 def line(finding: Finding) -> str:

@@ -211,9 +211,15 @@ def make_home() -> str:
 
 
 def is_gone(name: str) -> bool:
-    """Whether the zygote that a session's folder or group is named after lives no more."""
+    """Whether the zygote that a session's folder or group is named after runs no more."""
     pid = name.removeprefix(SESSION).partition("-")[0]
-    return pid.isdigit() and not Path(f"/proc/{pid}").exists()
+    if not pid.isdigit():
+        return False
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"  # dead, and its parent has not noticed yet
 
 
 def fence(tier: str) -> Fence:

@@ -18,9 +18,8 @@ PATH_BENEATH = 1
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV  # the other rights are those of a folder
-OF_OWN_FOLDER = (
-    (1 << 16) - 1 - EXECUTE - IOCTL_DEV - (1 << 6) - (1 << 9) - (1 << 10) - (1 << 11)
-)  # no device, socket, fifo
+MAKE_SPECIAL = 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11  # character device, socket, fifo, block device
+OF_OWN_FOLDER = (1 << 16) - 1 - EXECUTE - IOCTL_DEV - MAKE_SPECIAL
 RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # ABI from which -> number of file-system rights
 NET_ABI, SCOPE_ABI = 4, 6
 TCP_BIND_AND_CONNECT = 3

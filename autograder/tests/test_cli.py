@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from autograder import cli, doctor
-from autograder.judge import cycle, session
+from autograder.judge import cycle, session, tiers
 from autograder.judge.cycle import Progress
 from autograder.judge.intake import Refused
 from autograder.judge.receipt import refused, save_receipt
@@ -159,6 +159,22 @@ def test_the_doctor_tells_the_tier_and_finds_this_machine_fit(monkeypatch, capsy
     assert "T0: not for grades" in capsys.readouterr().out
     assert doctor.main(["--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tier"] == "T0"
+
+
+def test_the_doctor_says_what_a_stronger_tier_lacks_and_how_to_get_it(monkeypatch):
+    """The step that failed, in the kernel's words, and one remedy; what costs no tier is said as well."""
+    said = {"T2": "OSError: [Errno 1] unshare(0x1): Operation not permitted", "T1": ""}
+    limits = {"memory": [], "own_account": False, "landlock": 3, "kept": 4}
+    for module in (doctor, tiers):
+        monkeypatch.setattr(module, "why_not", said.get)
+        monkeypatch.setattr(module, "probe", lambda tier: {"limits": limits})
+    monkeypatch.delenv("AUTOGRADER_TIER", raising=False)
+    text = "\n".join(doctor.tier_lines(doctor.tier_report()))
+    assert "T1: Landlock" in text and "not T2: OSError" in text and "fix: let ordinary users make" in text
+    assert "no control group" in text and "signals are left to seccomp" in text and "only root may enter" in text
+    assert doctor.remedy("something new") == "see course/staff/tiers.md"
+    monkeypatch.setenv("AUTOGRADER_TIER", "T0")
+    assert "lowered by" in doctor.tier_report()["notes"][0]
 
 
 @pytest.mark.parametrize(
