@@ -15,6 +15,7 @@ from typing import Any
 from autograder.checks import TIMEOUTS_ALLOWED, examine
 from autograder.judge.calls import MAX_TEXT, SandboxRunner, Shared
 from autograder.judge.cells import Release, fingerprint, runnable
+from autograder.judge.discreet import discreet
 from autograder.judge.intake import Submission, load_release, take_in
 from autograder.judge.session import Cell, Notebook
 from autograder.judge.tiers import machine_tier
@@ -107,8 +108,8 @@ def refuse_if_lacking(lab: Lab) -> None:
 
 def quiet(report: Report) -> Report:
     """The report without text that a student's process could have filled with hidden numbers."""
-    cases = tuple(replace(case, message=_cut(case.message), differences=()) for case in report.cases)
-    mechanisms = tuple(replace(mechanism, message=_cut(mechanism.message)) for mechanism in report.mechanisms)
+    cases = tuple(replace(case, message=_cut(discreet(case.message)), differences=()) for case in report.cases)
+    mechanisms = tuple(replace(m, message=_cut(discreet(m.message, counts=False))) for m in report.mechanisms)
     return replace(report, cases=cases, mechanisms=mechanisms)
 
 

@@ -5,7 +5,7 @@ What a call needed is the sum of what it added and of what it hid from that:
     the high-water mark of resident memory (VmHWM, reset before the call) above the smaller of before and after, so that
     room from before the call which it used and then gave back counts, and
     bytes that it wrote to files (wchar; sending on a socket is not counted there), which belong to no process;
-    or, if that is more, the private pages from before or during the call that it touched and still holds.
+    or, if that is more, the pages from before or during the call that it touched and still holds, Python's own apart.
 
 Where a session may start processes, the peaks of its descendants are added: an upper bound of what all held at once.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ANONYMOUS = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ (\S+) (\d+) *(.*)$")
+OWN_BYTES = 8 << 20  # what Python itself touches in any call
 FILE_IN_MEMORY = ("/memfd:", "/dev/zero", "/dev/shm", "/SYSV")  # pages of shared memory, under any of its names
 
 
@@ -46,7 +47,7 @@ def read_peak(pid: int | None, before: Before | None) -> int | None:
         if peak is None or now is None:
             return None
         added = peak - min(before.resident, now) + _written(pid) - before.written
-        added = max(added, _touched(pid))
+        added = max(added, _touched(pid) - OWN_BYTES)
         return max(0, added + sum(_status_bytes(child, "VmHWM") or 0 for child in _descendants(pid)))
     except OSError:
         return None
