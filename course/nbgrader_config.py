@@ -25,7 +25,8 @@ if GRADEBOOK:
 # Files that never travel, even when someone puts them beside a notebook.
 c.CourseDirectory.ignore = [".ipynb_checkpoints", "*.pyc", "__pycache__", "feedback", "*.py", "*.toml", "*.md"]
 # A page of a student's own, served beside formgrader, would act with the instructor's rights.
-c.CourseDirectory.ignore += ["*.htm*", "*.xhtml", "*.svg*", "*.xml", "*.js", "*.mjs", "*.css", "*.swf", "*.pdf", "*.mht*"]
+c.CourseDirectory.ignore += ["*.htm*", "*.xhtml", "*.svg*", "*.xml", "*.js", "*.mjs", "*.css", "*.swf"]
+c.CourseDirectory.ignore += ["*.pdf", "*.mht*"]
 c.Exchange.root = str((COURSE / SETTINGS.get("exchange", "exchange")).resolve())
 c.Exchange.timezone = "UTC"
 

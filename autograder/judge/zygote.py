@@ -88,9 +88,7 @@ class Zygote:
             raise SandboxError(f"the zygote ended (exit status {self.process.wait(5)}); run `autograder doctor`")
         reply = json.loads(packet)
         if "error" in reply:
-            raise SandboxError(
-                f"no session in tier {self.tier}: {reply['error']}; run `autograder doctor`"
-            )
+            raise SandboxError(f"no session in tier {self.tier}: {reply['error']}; run `autograder doctor`")
         if reply.get("pid", 0) is None:  # numbered otherwise there; the kernel has translated it
             reply["pid"] = CREDENTIALS.unpack(ancillary[0][2])[0]
         return reply

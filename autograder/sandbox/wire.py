@@ -92,7 +92,7 @@ def parse_head(text: bytes) -> dict:
 
 
 def _refuse_constant(name: str) -> float:
-    """NaN as JSON's parser reads it is a new object each time, so a dict could hold it twice; ours is `{"f": "nan"}`."""
+    """A NaN of JSON's parser is a new object each time, so a dict could hold two; ours is `{"f": "nan"}`."""
     raise WireError(f"{name} is not JSON")
 
 

@@ -119,7 +119,10 @@ BROKEN = {
         r"collective 1 does not match: rank \d calls (all_reduce by SUM|barrier), rank \d calls",
     ),
     "other roots": ("dist.broadcast(x, dist.get_rank() // 2)", r"broadcast with root 1"),
-    "other shapes": ("dist.all_reduce(x[: 4 + dist.get_rank()])", r"rank 0 brings shape \(4,\) torch.float32, rank 1 brings"),
+    "other shapes": (
+        "dist.all_reduce(x[: 4 + dist.get_rank()])",
+        r"rank 0 brings shape \(4,\) torch.float32, rank 1 brings",
+    ),
     "one rank leaves early": (
         "dist.barrier() if dist.get_rank() else None",
         r"deadlock: rank 1 waits in barrier; rank 2 waits in barrier; rank 0 has finished",

@@ -51,7 +51,7 @@ def speculate(target, draft, prompt, count):
         right = 0
         while right < ahead and tokens[known + right] == chosen[known + right - 1]:
             right += 1
-        tokens = tokens[: known + right] + [int(chosen[known + right - 1])]
+        tokens = [*tokens[: known + right], int(chosen[known + right - 1])]
     return tokens[len(prompt) :][:count]
     # END SOLUTION
 
