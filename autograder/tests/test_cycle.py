@@ -255,7 +255,9 @@ def test_a_failure_of_nbgrader_is_one_students_problem(course, lab, recorded, mo
     failed = {"success": False, "error": "Traceback\nValueError: odd"}
     monkeypatch.setattr(type(course.api), "autograde", lambda *args, **kwargs: failed)
     monkeypatch.setattr(type(course.api), "generate_feedback", lambda *args, **kwargs: failed)
-    course.vault.recorded_path("00_tiny", "markup").unlink()
+    course.vault.recorded_path("00_tiny", "markup").unlink(missing_ok=True)
+    lab = load_lab(lab.folder)  # a test above changes its checks, and a loaded lab keeps the version it was read with
+    cycle.judge(course, lab, jobs=1, students=["markup"])
     assert cycle.record(course, lab, ["markup"]).problems == {"markup": "ValueError: odd"}
     assert cycle.write_feedback(course, lab, ["markup"]).problems == {"markup": "ValueError: odd"}
 
