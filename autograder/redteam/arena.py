@@ -7,6 +7,7 @@ its process sent or that a student would read.
 
 import json
 import os
+import re
 import secrets
 import shutil
 import sysconfig
@@ -24,9 +25,9 @@ from autograder.judge.judge import judge_notebook
 from autograder.judge.vault import Vault
 from autograder.judge.verdict import Verdict, rebuild
 from autograder.judge.zygote import Zygote
-from autograder.labs import load_lab
+from autograder.labs import Lab, load_lab
 from autograder.redteam import outside
-from autograder.redteam.attack import Attack, breaches, fill, hand_in, to_bytes, worthless
+from autograder.redteam.attack import WORTHLESS, Attack, breaches, fill, hand_in, to_bytes
 from autograder.redteam.ground import SLUG
 from autograder.redteam.outside import Tap
 
@@ -71,7 +72,7 @@ class Arena:
         for name in KEPT:
             shutil.copytree(folder / name, folder / "kept" / name)
         self.zygote, self.hurt = Zygote(self.lab.imports), False
-        self.full = self.judge_neighbour()
+        self.full = self.judge_neighbour(self.lab)
         self.honest = {name: self.judge_honest(name) for name in self.lab.checks}
 
     def __enter__(self) -> "Arena":
@@ -91,14 +92,14 @@ class Arena:
         path.write_bytes(to_bytes(fill(self.release.notebook, sources)))
         return path
 
-    def judge_neighbour(self) -> dict[str, float]:
-        return earned(judge_notebook(self.lab, self.neighbour, self.seed, zygote=self.zygote, release=self.release))
+    def judge_neighbour(self, lab: Lab) -> dict[str, float]:
+        return earned(judge_notebook(lab, self.neighbour, self.seed, zygote=self.zygote, release=self.release))
 
     def judge_honest(self, question: str) -> dict[str, float]:
         """Points of the notebook without the attack: the worthless answer among the right ones."""
         path = self.folder / "inbox" / "honest.ipynb"
         path.write_bytes(
-            to_bytes(fill(self.release.notebook, {**self.solutions, question: "import torch\n" + worthless(question)}))
+            to_bytes(fill(self.release.notebook, {**self.solutions, question: "import torch\n" + WORTHLESS[question]}))
         )
         return earned(judge_notebook(self.lab, path, self.seed, zygote=self.zygote, release=self.release))
 
@@ -113,24 +114,22 @@ class Arena:
             hand_in(attack, self.release.notebook, self.solutions, self.target(neighbour), path)
             start = time.monotonic()
             with Tap() as tap:
-                verdict = self.judge(attack, path, result)
+                verdict = self.judge(narrowed(self.hasty, attack), path, result)
             result.seconds = time.monotonic() - start
             result.faults += self.points(verdict, result)
             result.faults += self.words(tap, verdict)
             result.faults += self.traces(known, before)
             result.faults += neighbour.problems()
-        result.faults += self.afterwards()
+        result.faults += self.afterwards(narrowed(self.lab, attack))
         if result.seconds > BOUND_SECONDS:
             result.faults.append(f"took {result.seconds:.0f} s")
         path.unlink() if not path.is_dir() or path.is_symlink() else outside.remove(path)
         return result
 
-    def judge(self, attack: Attack, path: Path, result: Result) -> Verdict | None:
+    def judge(self, lab: Lab, path: Path, result: Result) -> Verdict | None:
         """The verdict, or None where intake refuses; whatever else the judge raises is the attack's success."""
         try:
-            return judge_notebook(
-                self.hasty, path, self.seed, student="attacker", zygote=self.zygote, release=self.release
-            )
+            return judge_notebook(lab, path, self.seed, student="attacker", zygote=self.zygote, release=self.release)
         except Refused as refused:
             result.refused = str(refused)
         except Exception as problem:
@@ -187,6 +186,7 @@ class Arena:
         pages = [feedback.as_html(rebuild(question), reveal=False) for question in verdict.questions.values()]
         shown = "\n".join([json.dumps(public, ensure_ascii=False), *pages])
         yield from (f"the student reads a secret ({text[:12]}…)" for text in secret if text in shown)
+        shown = re.sub(r"(?<=\d),(?=\d)", "", shown)  # 216,293 is a number, too
         found = sorted(self.numbers & set(significant(shown)))
         if found:
             yield f"the student reads hidden numbers: {found[:3]}"
@@ -209,17 +209,17 @@ class Arena:
         yield from (f"left a {thing}" for thing in outside.kernel_objects(self.mark))
         yield from (f"sent {data[:60]!r} out" for data in self.listener.taken())
 
-    def afterwards(self) -> Iterator[str]:
+    def afterwards(self, lab: Lab) -> Iterator[str]:
         """The neighbour in the same zygote, right after; as in the cycle, any trouble costs the zygote."""
         if self.hurt:
             self.renew()
         try:
-            points = self.judge_neighbour()
+            points = self.judge_neighbour(lab)
         except Exception as problem:
             self.renew()
             yield f"the next submission could not be judged: {type(problem).__name__}: {problem}"
             return
-        if points != self.full:
+        if points != {name: self.full[name] for name in points}:
             yield f"the next submission got {points} in place of {self.full}"
 
 
@@ -261,6 +261,16 @@ class Neighbour:
             yield f"the neighbour's process no longer answers: {outcome.problem.kind} {outcome.problem.message[:80]}"
         elif not torch.allclose(outcome.value, torch.softmax(x, -1)):
             yield "the neighbour's process answers something else"
+
+
+def narrowed(lab: Lab, attack: Attack) -> Lab:
+    """The lab with the attacked question and the first one; all of them where the notebook itself is the weapon."""
+    if attack.kind in ("notebook", "file"):
+        return lab
+    narrow = replace(lab)
+    vars(narrow)["all_mistakes"] = lab.all_mistakes  # read before fewer questions are left for them
+    vars(narrow)["checks"] = {name: lab.checks[name] for name in dict.fromkeys(("softmax", attack.question))}
+    return narrow
 
 
 def earned(verdict: Verdict) -> dict[str, float]:

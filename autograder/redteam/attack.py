@@ -31,7 +31,12 @@ from autograder.redteam import attacks as families
 from autograder.redteam import gadgets
 
 MARK = "BREACH:"
-WORTHLESS = {"softmax": "x", "total": "blocks"}  # question -> the answer's parameter
+WORTHLESS = {  # question -> an answer of the right shape that earns nothing
+    "softmax": "def softmax(x):\n    return torch.zeros_like(x)\n",
+    "total": "def total(blocks):\n    return torch.zeros_like(blocks[0])\n",
+    "batch": "def batch(model, tokens):\n    return [0] * len(tokens)\n",
+    "shard_sum": "def shard_sum(x):\n    return torch.zeros(x.numel() // 2)\n",
+}
 Code = Callable[..., Any]
 
 
@@ -63,7 +68,7 @@ class Attack:
         """cell, answer, notebook or file."""
         names = list(inspect.signature(self.code).parameters)
         if names[0] == "target":
-            return "answer" if len(names) == 3 else "cell"
+            return "answer" if len(names) > 2 else "cell"
         return {"notebook": "notebook", "path": "file"}[names[0]]
 
     @property
@@ -95,16 +100,9 @@ def all_attacks() -> list[Attack]:
 # --- as a notebook --------------------------------------------------------------------------------------
 
 
-def worthless(question: str) -> str:
-    """An answer of the right shape that earns nothing."""
-    parameter = WORTHLESS[question]
-    shape = "x" if question == "softmax" else "blocks[0]"
-    return f"def {question}({parameter}):\n    return torch.zeros_like({shape})\n"
-
-
 def cell_text(attack: Attack, target: dict[str, Any]) -> str:
     """The source of the attacked question's cell."""
-    parts = [prelude(target), worthless(attack.question)]
+    parts = [prelude(target), WORTHLESS[attack.question]]
     if attack.kind in ("notebook", "file"):
         return "\n\n".join(parts)
     parts.append(attack.text)
@@ -117,11 +115,10 @@ def cell_text(attack: Attack, target: dict[str, Any]) -> str:
 
 def answer_text(function: str, question: str) -> str:
     """An answer that lets the attack answer, and is worthless where the attack says nothing."""
-    parameter = WORTHLESS[question]
     return (
-        f"worthless = {question}\n\n\ndef {question}({parameter}):\n"
-        f"    result = {function}(TARGET, report, {parameter})\n"
-        f"    return worthless({parameter}) if result is None else result\n"
+        f"worthless = {question}\n\n\ndef {question}(*arguments):\n"
+        f"    result = {function}(TARGET, report, *arguments)\n"
+        f"    return worthless(*arguments) if result is None else result\n"
     )
 
 

@@ -14,12 +14,12 @@ from autograder.redteam.attack import (
     cell_text,
     prelude,
     to_bytes,
-    worthless,
 )
 from autograder.redteam.ground import SLUG, build
 from autograder.redteam.outside import descendants
 
 ATTACKS = all_attacks()
+SETUP = "import torch\nimport torch.distributed as dist\n"
 KINDS = {"cell", "answer", "notebook", "file"}
 
 
@@ -67,8 +67,8 @@ def test_a_worthless_answer_earns_nothing(ground, zygote):
 
     lab = load_lab(ground / "labs" / SLUG)
     for question in lab.checks:
-        sources = {name: lab.solution(name) for name in lab.checks} | {question: "import torch\n" + worthless(question)}
-        reports = judge_cells(lab, [Cell(name, f"import torch\n{text}") for name, text in sources.items()], 1, zygote)
+        sources = {name: lab.solution(name) for name in lab.checks} | {question: "import torch\n" + WORTHLESS[question]}
+        reports = judge_cells(lab, [Cell(name, f"{SETUP}{text}") for name, text in sources.items()], 1, zygote)
         assert {name: report.earned for name, report in reports.items()} == {
             name: 0.0 if name == question else lab.questions[name].points for name in lab.checks
         }

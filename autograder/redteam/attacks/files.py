@@ -45,7 +45,6 @@ def reference_imported(target: dict, report: Any, x: Any) -> Any:
     """Imports the reference by name, by path, past the import hooks, through a spec and out of a zip path."""
     import importlib.machinery
     import importlib.util
-    import os
     import sys
 
     import_hooks, sys.meta_path[:] = list(sys.meta_path), [importlib.machinery.PathFinder]
@@ -62,7 +61,7 @@ def reference_imported(target: dict, report: Any, x: Any) -> Any:
             f"{folder}/reference.py",
         ):
             spec = importlib.util.spec_from_file_location("stolen", path)
-            if os.path.exists(path) or worked(lambda spec=spec: spec.loader.get_code("stolen")):
+            if worked(lambda spec=spec: spec.loader.get_code("stolen")):
                 found.append(path)
     sys.meta_path[:] = import_hooks
     stubs = {"autograder"}  # the sandbox's stand-in has this name and no submodules

@@ -13,8 +13,9 @@ def frames_searched(target: dict, report: Any, x: Any) -> Any:
     above: Any = sys._getframe()
     while above is not None:
         for name in ("expected", "want", "truth", "oracle", "reference", "solution", "seed"):
-            if name in above.f_locals:
-                report(f"the name {name} in {above.f_code.co_filename}")
+            # A socket of the name is no secret; a function or a tensor would be.
+            if callable(above.f_locals.get(name)) or type(above.f_locals.get(name)) is torch.Tensor:
+                report(f"{name} = {above.f_locals[name]!r} in {above.f_code.co_filename}")
         found = [value for value in above.f_locals.values() if type(value) is torch.Tensor]
         for value in found:
             if value.shape == x.shape and torch.allclose(value.double(), right(x)):
@@ -167,6 +168,12 @@ def input_in_a_shape(target: dict, report: Any, x: Any) -> Any:
     """Returns an empty tensor whose shape spells the digits of a hidden number."""
     digits = int(f"{abs(float(x.flatten()[0])):.11e}".replace(".", "").partition("e")[0][:9])
     return torch.empty(0, digits)
+
+
+@attack("own", plain=False)
+def input_in_a_length(target: dict, report: Any, x: Any) -> Any:
+    """Returns a list as long as the first six digits of a hidden number say."""
+    return [0] * int(f"{abs(float(x.flatten()[0])):.11e}".replace(".", "")[:6])
 
 
 @attack("own", plain=False)

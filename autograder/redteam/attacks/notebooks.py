@@ -194,7 +194,7 @@ def folder_as_notebook(path: Any, target: dict) -> None:
     (path / "lab.ipynb").write_text("{}")
 
 
-@attack("own")
+@attack("own", plain=False)
 def device_as_notebook(path: Any, target: dict) -> None:
     """Hands in a link to a device that never ends."""
     path.symlink_to("/dev/zero")

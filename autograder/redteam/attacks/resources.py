@@ -92,19 +92,15 @@ def disk_filled(target: dict, report: Any) -> None:
 
 @attack("own")
 def inodes_filled(target: dict, report: Any) -> None:
-    """Makes thousands of empty files and folders."""
+    """Makes thousands of empty files and folders, for whoever has to remove them."""
     import os
 
-    made = 0
     for number in range(2000):
         try:
             os.mkdir(f"d{number}")
             open(f"d{number}/f", "w").close()
         except OSError:
             break
-        made += 2
-    if made > 3000:
-        report(f"{made} inodes")
 
 
 @attack("measured against nbgrader 0.9.6", quick=True)

@@ -4,13 +4,8 @@ from typing import Any
 
 from autograder.redteam.attack import attack
 
+GROWTH = "memory is judged by how it grows: to waste some on purpose at small sizes hides a square at the largest"
 ADVISORY = "rules about operations live in the student's own process: advice, never the only ground for points"
-
-
-def openly(blocks: Any) -> Any:
-    """What the memory attacks hide: a square of n numbers behind a sum over n."""
-    n = 64 * len(blocks)
-    return torch.stack(list(blocks)).sum(0) + 0 * torch.ones(n, n).sum()
 
 
 @attack("own", question="total", plain=False, quick=True)
@@ -46,9 +41,18 @@ def square_in_a_child(target: dict, report: Any, blocks: Any) -> Any:
 def square_made_beforehand(target: dict, report: Any, blocks: Any) -> Any:
     """Allocates the largest square before anything is measured, and works in it ever after."""
     n = 64 * len(blocks)
-    room = globals().setdefault("room", torch.ones(4096 * 4096))
-    square = room[: n * n]
+    if "room" not in globals():
+        globals()["room"] = torch.ones(4096 * 4096)
+    square = globals()["room"][: n * n]
     return torch.stack(list(blocks)).sum(0) + 0 * square.mul_(1).sum()
+
+
+@attack("own", question="total", plain=False, limit=GROWTH)
+def square_behind_padding(target: dict, report: Any, blocks: Any) -> Any:
+    """Keeps the square, and wastes so much at small sizes that the whole seems to grow in a line."""
+    n = 64 * len(blocks)
+    waste = torch.ones(4 * 4096 * n - 4 * n * n, dtype=torch.uint8)
+    return torch.stack(list(blocks)).sum(0) + 0 * (torch.ones(n, n).sum() + waste[:1].sum())
 
 
 @attack("own", question="total", plain=False)

@@ -24,3 +24,17 @@ def last_block(blocks):
 def quadratic(blocks):
     n = 64 * len(blocks)
     return torch.stack(list(blocks)).sum(0) + 0 * torch.ones(n, n).sum()
+
+
+@mistake("batch", fails="calls", says="You asked about one token at a time. The model takes a whole list.")
+def one_by_one(model, tokens):
+    return [model([token])[0] for token in tokens]
+
+
+@mistake("shard_sum", fails="bytes", says="You moved the whole sum to every rank, and each keeps half of it.")
+def everything_everywhere(x):
+    import torch.distributed as dist
+
+    whole = x.clone()
+    dist.all_reduce(whole)
+    return whole.chunk(dist.get_world_size())[dist.get_rank()]
