@@ -33,7 +33,7 @@ def test_every_axis_in_a_signature_is_in_the_glossary(module):
     """A reader who meets an axis name can look it up."""
     source = (ROOT / module).read_text()
     names = {name for shape in re.findall(r'(?:Float|Int|Bool)\[Tensor, "([^"]*)"', source) for name in shape.split()}
-    plain = {name.strip("*{}") for name in names} - {"..."}
+    plain = {name.strip("*#{}") for name in names} - {"..."}  # * any number, # broadcast, {} computed
     assert plain, f"{module} names no axis"
     assert plain <= AXES.keys() | LOCAL
 
