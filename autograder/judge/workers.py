@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import torch
@@ -67,7 +68,12 @@ def run_jobs(waiting: Sequence[Job], jobs: int) -> Iterator[tuple[str, str]]:
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        finally:  # the end, or the caller's: a full disk, Ctrl-C
+        except BaseException:  # a full disk, Ctrl-C: whoever is at work is not waited for
+            for slot in slots:
+                slot.closed = True
+                slot.drop()
+            raise
+        finally:
             threads.shutdown(wait=False, cancel_futures=True)
             for slot in slots:
                 slot.close()
@@ -122,8 +128,11 @@ class Slot:
         self.pid = 0
 
     def close(self) -> None:
+        """No more submissions: the worker ends its zygotes and then itself."""
         self.closed = True
-        self.drop()
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+        self.pool = None
 
 
 # --- a worker -------------------------------------------------------------------------------------------
@@ -196,6 +205,7 @@ def start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us in order
     torch.set_num_threads(1)
     _worker = Worker()
+    Finalize(None, _worker.__exit__, exitpriority=1)  # a process of multiprocessing's ends without atexit
 
 
 def in_worker(job: Job) -> str:

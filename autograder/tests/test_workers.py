@@ -24,6 +24,7 @@ from autograder.judge.vault import Vault
 from autograder.judge.verdict import CycleError, load
 from autograder.judge.workers import Job, Slot, Worker, run_jobs
 from autograder.judge.zygote import SandboxError
+from autograder.kills import birth, descendants, left_behind
 
 
 def test_a_submission_has_a_deadline_in_all(tiny, tiny_cells, zygote, monkeypatch):
@@ -124,8 +125,10 @@ def test_a_killed_worker_process_is_replaced(jobs, tmp_path):
         first = slot.pid
         os.kill(first, signal.SIGKILL)
         assert slot.judge(jobs[1]) == "" and slot.pid != first
+        family = {(pid, birth(pid)) for pid in (slot.pid, *descendants(slot.pid))}
     finally:
         slot.close()
+    assert len(family) > 1 and not left_behind(family)  # the zygote went with its worker
     assert load("00_tiny", "ben", Vault(tmp_path / ".judge")).student == "ben"
     assert "stopped" in slot.judge(jobs[2])
 
