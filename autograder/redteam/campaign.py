@@ -109,11 +109,11 @@ def run_column(tier: str, user: str, chosen: Sequence[Attack]) -> Column:
     folder = Path(tempfile.mkdtemp(prefix="campaign-"))
     start = time.monotonic()
     try:
-        made = start_inner(folder, tier, user, chosen)
+        said = start_inner(folder, tier, user, chosen)
         column.results = collect(folder / "results.jsonl")
         missing = [attack.name for attack in chosen if attack.name not in column.results]
         if missing:
-            says = f"the campaign's own process ended ({made.returncode}): {made.stderr.strip()[-600:]}"
+            says = f"the campaign's own process ended: {said.strip()[-600:]}"
             column.results[missing[0]] = {"attack": missing[0], "faults": [says], "earned": {}, "honest": {}}
     finally:
         outside.remove(folder)
@@ -132,8 +132,8 @@ def why_skipped(tier: str, user: str) -> str:
     return ordinary.why_not() if user == "nobody" and os.geteuid() == 0 else ""
 
 
-def start_inner(folder: Path, tier: str, user: str, chosen: Sequence[Attack]) -> subprocess.CompletedProcess[str]:
-    """Build the arena's folder and run `inner` as `user`, with a secret in its environment."""
+def start_inner(folder: Path, tier: str, user: str, chosen: Sequence[Attack]) -> str:
+    """Build the arena's folder and run `inner` as `user`, with a secret in its environment; what it said."""
     canary = f"CANARY-{secrets.token_hex(16)}"
     ground.build(folder, canary)
     folder.chmod(0o755)
@@ -144,8 +144,11 @@ def start_inner(folder: Path, tier: str, user: str, chosen: Sequence[Attack]) ->
         ordinary.give(folder)
         line = ordinary.command(line, folder / "hold", caged=tier == "T0")
     environment = surroundings(folder, tier, canary)
-    limit = 120 + SECONDS_PER_ATTACK * len(chosen)
-    return subprocess.run(line, cwd="/", env=environment, capture_output=True, text=True, timeout=limit, check=False)
+    try:
+        status, said = ordinary.run(line, environment, 120 + SECONDS_PER_ATTACK * len(chosen))
+    except subprocess.TimeoutExpired as late:
+        return f"killed after {late.timeout:.0f} s"
+    return f"exit status {status}\n{said}"
 
 
 def surroundings(folder: Path, tier: str, canary: str) -> dict[str, str]:

@@ -5,14 +5,19 @@ namespace, an empty folder takes the place of the closed one, and only what Pyth
 the machine changes, and nothing else of root's becomes readable.
 """
 
+import contextlib
 import os
 import pwd
 import shlex
 import shutil
+import signal
 import stat
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from autograder.redteam import outside
 
 USER = "nobody"
 TOOLS = ("unshare", "mount", "setpriv")
@@ -67,6 +72,23 @@ def command(line: Sequence[str], scratch: Path, *, caged: bool = False) -> list[
     uid, gid = account()
     steps.append(f"cd / && exec setpriv --reuid={uid} --regid={gid} --clear-groups -- {shlex.join(line)}")
     return [*flags, "sh", "-c", "\n".join(steps)]
+
+
+def run(line: Sequence[str], environment: dict[str, str], seconds: float) -> tuple[int, str]:
+    """Exit status and output of a command; past `seconds` it and all that it started are killed (TimeoutExpired)."""
+    process = subprocess.Popen(
+        line, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        said = process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        # A change of account undoes --kill-child: what is inside a cage has to be killed by name.
+        for pid in [*outside.descendants(process.pid), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return process.returncode, said.decode(errors="replace")
 
 
 def opened(folder: Path, paths: Sequence[Path], scratch: Path) -> Iterator[str]:

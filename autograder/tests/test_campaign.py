@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autograder.judge.tiers import at_least, machine_tier
+from autograder.judge.tiers import machine_tier
 from autograder.redteam import campaign, ordinary, outside
 from autograder.redteam.attack import all_attacks
 from autograder.redteam.campaign import Column, choose, defeats, table
@@ -139,6 +139,16 @@ def test_an_ordinary_user_can_run_this_python_and_root_s_files_stay_closed(tmp_p
     assert ".ssh" not in listed
 
 
+def test_a_command_that_takes_too_long_ends_with_all_that_it_started():
+    """Its children, too, also where they hold its output open."""
+    outside.adopt_orphans()
+    known = set(outside.descendants())
+    code = "import subprocess, time; subprocess.Popen(['sleep', '100']); time.sleep(100)"
+    with pytest.raises(subprocess.TimeoutExpired):
+        ordinary.run([sys.executable, "-c", code], dict(os.environ), 1.0)
+    assert outside.strangers(known) == {}
+
+
 # --- the campaign itself --------------------------------------------------------------------------------
 
 
@@ -155,14 +165,28 @@ def test_without_a_sandbox_the_witnesses_see_the_attacks_succeed():
     assert seen["nan everywhere"] == ""
 
 
+def user():
+    """Root where the tests run as root, else whoever runs them."""
+    return "root" if os.geteuid() == 0 else "nobody"
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(machine_tier() == "T0", reason="this machine has no sandbox: it gives T0")
+def test_the_quick_attacks_are_held_in_the_strongest_tier(capsys):
+    """One or two attacks of every family."""
+    status = campaign.main(["--tier", machine_tier(), "--user", user(), "--quick"])
+    said = capsys.readouterr()
+    assert status == 0, said.err
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("who", campaign.USERS)
 @pytest.mark.parametrize("tier", ["T1", "T2"])
-def test_the_quick_attacks_are_held(tier, capsys):
-    """The subset of every family, in this tier, as whoever runs the tests."""
-    if not at_least(machine_tier(), tier):
-        pytest.skip(f"this machine gives {machine_tier()}")
-    user = "root" if os.geteuid() == 0 else "nobody"
-    status = campaign.main(["--tier", tier, "--user", user, "--quick"])
+def test_every_attack_is_held(tier, who, capsys):
+    """The whole list, in each tier, as root and as an ordinary user."""
+    if problem := campaign.why_skipped(tier, who):
+        pytest.skip(problem)
+    status = campaign.main(["--tier", tier, "--user", who])
     said = capsys.readouterr()
     assert status == 0, said.err
 

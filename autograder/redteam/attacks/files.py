@@ -20,7 +20,7 @@ def secrets_read(target: dict, report: Any) -> None:
         report(f"{path}: {os.read(descriptor, 200).decode(errors='replace') if own else 'opened'}")
 
 
-@attack("measured against nbgrader 0.9.6", quick=True)
+@attack("measured against nbgrader 0.9.6")
 def hidden_tests_read(target: dict, report: Any) -> None:
     """Walks up from its folder and from the course to find source/, checks.py and reference.py."""
     import os
@@ -102,7 +102,7 @@ def gradebook_edited(target: dict, report: Any) -> None:
         report(f"changed {changed} grades")
 
 
-@attack("nbgrader issue 1225", quick=True)
+@attack("nbgrader issue 1225")
 def submission_overwritten(target: dict, report: Any) -> None:
     """Empties the submission of another student, and signs a verdict of its own."""
     import os
@@ -115,7 +115,7 @@ def submission_overwritten(target: dict, report: Any) -> None:
         open(f"{folder}/attacker.json", "w").write('{"earned": 20}')
 
 
-@attack("measured against nbgrader 0.9.6", quick=True)
+@attack("measured against nbgrader 0.9.6")
 def startup_files(target: dict, report: Any) -> None:
     """Leaves code where the next Python or IPython starts it: sitecustomize, .pth, profile_default/startup."""
     import os
@@ -138,7 +138,7 @@ def startup_files(target: dict, report: Any) -> None:
             worked(lambda path=path: (os.makedirs(os.path.dirname(path), exist_ok=True), open(path, "w").close()))
 
 
-@attack("own", quick=True)
+@attack("own")
 def caches_poisoned(target: dict, report: Any) -> None:
     """Leaves compiled kernels and bytecode in the caches of the next submission: Triton, Inductor, __pycache__."""
     import os
@@ -153,7 +153,7 @@ def caches_poisoned(target: dict, report: Any) -> None:
             worked(lambda path=path: (os.makedirs(os.path.dirname(path), exist_ok=True), open(path, "w").close()))
 
 
-@attack("own", quick=True)
+@attack("own")
 def runner_rewritten_on_disk(target: dict, report: Any) -> None:
     """Appends a line to the runner's own source file and to those of torch."""
     import sys
@@ -175,7 +175,7 @@ def links_planted(target: dict, report: Any) -> None:
             report(f"linked {path}")
 
 
-@attack("own", quick=True)
+@attack("own")
 def own_folder_replaced(target: dict, report: Any) -> None:
     """Moves its folder away and puts a link to the course in its place, so that the clean-up hits the course."""
     import os
@@ -185,7 +185,7 @@ def own_folder_replaced(target: dict, report: Any) -> None:
         worked(lambda: os.symlink(target["course"], own))
 
 
-@attack("own", quick=True)
+@attack("own")
 def folder_that_cannot_be_removed(target: dict, report: Any) -> None:
     """Leaves folders without permissions, and names that no encoding knows."""
     import os
@@ -209,7 +209,7 @@ def folder_deeper_than_recursion(target: dict, report: Any) -> None:
         os.chdir("d")
 
 
-@attack("own", quick=True)
+@attack("own")
 def special_files(target: dict, report: Any) -> None:
     """Makes pipes, sockets, device files and a program with the set-user-id bit."""
     import os

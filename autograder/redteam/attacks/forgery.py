@@ -12,7 +12,7 @@ def reply_sent_ahead(target: dict, report: Any) -> None:
         tell_judge(frame({"id": request_id(), "ok": True, "value": {"t": []}, "stdout": "", "earned": 10}))
 
 
-@attack("own", plain=False, quick=True)
+@attack("own", plain=False)
 def reply_sent_twice(target: dict, report: Any, x: Any) -> None:
     """Answers the request itself, with its true id and a claim, and lets the runner answer it again."""
     tell_judge(frame({"id": request_id(), "ok": True, "value": True, "passed": True, "points": 10}))
@@ -76,7 +76,7 @@ def brackets_that_do_not_match(target: dict, report: Any, x: Any) -> None:
     tell_judge(frame(b"]" * 100_000 + b"[" * 200_000))
 
 
-@attack("own", plain=False, quick=True)
+@attack("own", plain=False)
 def json_that_is_no_reply(target: dict, report: Any, x: Any) -> None:
     """Replies with a list, with NaN, with broken UTF-8 and with an integer of a hundred thousand digits."""
     import random
@@ -92,7 +92,7 @@ def fields_of_wrong_type(target: dict, report: Any, x: Any) -> None:
     tell_judge(frame({"id": request_id(), "ok": False, "error": error}))
 
 
-@attack("own", plain=False, quick=True)
+@attack("own", plain=False)
 def safetensors_header_bomb(target: dict, report: Any, x: Any) -> None:
     """Sends a safetensors blob whose header claims to be 2⁶⁰ bytes long."""
     blob = (1 << 60).to_bytes(8, "little") + b"{}"
@@ -133,7 +133,7 @@ def tags_that_do_not_exist(target: dict, report: Any, x: Any) -> None:
     tell_judge(frame({"id": request_id(), "ok": True, "value": form}))
 
 
-@attack("own", plain=False, quick=True)
+@attack("own", plain=False)
 def oracle_socket_closed(target: dict, report: Any, x: Any) -> None:
     """Closes the socket to the judge, and opens a file of its own at the same number."""
     import os
@@ -159,7 +159,7 @@ def descriptors_sent_to_the_judge(target: dict, report: Any, x: Any) -> None:
             channel.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)])
 
 
-@attack("own", plain=False)
+@attack("own", plain=False, quick=True)
 def thread_answers_later_cases(target: dict, report: Any) -> None:
     """Leaves a thread behind that reads the judge's requests itself and answers each with what would be right."""
     import json

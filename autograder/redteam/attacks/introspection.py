@@ -5,7 +5,7 @@ from typing import Any
 from autograder.redteam.attack import attack
 
 
-@attack("PrairieLearn: frames of the grader", quick=True)
+@attack("PrairieLearn: frames of the grader")
 def frames_searched(target: dict, report: Any, x: Any) -> Any:
     """Walks up the stack and takes the expected value from the caller's variables."""
     import sys
@@ -39,7 +39,7 @@ def heap_searched(target: dict, report: Any, x: Any) -> Any:
     return None
 
 
-@attack("own", quick=True)
+@attack("own")
 def names_searched(target: dict, report: Any) -> None:
     """Goes through every module and function for the reference, the case generator or the checks."""
     import gc
@@ -58,7 +58,7 @@ def names_searched(target: dict, report: Any) -> None:
             report(f"the function {value.__name__} of {value.__code__.co_filename}")
 
 
-@attack("pygpubench issue 23")
+@attack("pygpubench issue 23", quick=True)
 def own_memory_read(target: dict, report: Any) -> None:
     """Reads its own memory, page by page, for what a fork may have left of the judge or of a neighbour."""
     import re
@@ -126,7 +126,7 @@ def processes_read(target: dict, report: Any) -> None:
             pass
 
 
-@attack("own", quick=True)
+@attack("own")
 def neighbours_folders_listed(target: dict, report: Any) -> None:
     """Lists the folders beside its own for the work of other students."""
     import os
@@ -163,7 +163,7 @@ def input_in_keys(target: dict, report: Any, x: Any) -> Any:
     return {f"{value:.12g}": 1 for value in x.flatten().tolist()}
 
 
-@attack("own", plain=False)
+@attack("own", plain=False, quick=True)
 def input_in_a_shape(target: dict, report: Any, x: Any) -> Any:
     """Returns an empty tensor whose shape spells the digits of a hidden number."""
     digits = int(f"{abs(float(x.flatten()[0])):.11e}".replace(".", "").partition("e")[0][:9])

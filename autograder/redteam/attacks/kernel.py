@@ -14,7 +14,7 @@ def data_sent_out(target: dict, report: Any) -> None:
         connection.sendall(b"stolen " + target["mark"].encode())
 
 
-@attack("own", quick=True)
+@attack("own")
 def data_sent_by_unix_sockets(target: dict, report: Any) -> None:
     """Connects to a Unix socket by path and by abstract name."""
     import socket
@@ -25,7 +25,7 @@ def data_sent_by_unix_sockets(target: dict, report: Any) -> None:
             connection.sendall(b"stolen " + target["mark"].encode())
 
 
-@attack("own", quick=True)
+@attack("own")
 def sockets_of_every_family(target: dict, report: Any) -> None:
     """Makes sockets of every family: internet, netlink, packet, vsock, Bluetooth, kernel crypto."""
     import socket
@@ -58,7 +58,7 @@ def namespaces_made(target: dict, report: Any) -> None:
                 report(f"entered the {name} namespace of process {pid}")
 
 
-@attack("own", quick=True)
+@attack("own")
 def mounts_made(target: dict, report: Any) -> None:
     """Mounts, pivots, changes its root and asks for the new mount calls."""
     for name, arguments in {
@@ -72,7 +72,7 @@ def mounts_made(target: dict, report: Any) -> None:
             report(f"{name} was not refused ({result}, errno {problem})")
 
 
-@attack("own", quick=True)
+@attack("own")
 def privileged_calls(target: dict, report: Any) -> None:
     """Asks for keys, BPF, io_uring, userfaultfd, performance counters and file handles."""
     import ctypes
@@ -128,7 +128,7 @@ def objects_that_outlive(target: dict, report: Any) -> None:
     shared_memory.SharedMemory(target["mark"], create=True, size=1 << 20)
 
 
-@attack("own", plain=False)
+@attack("own", plain=False, quick=True)
 def sandbox_taken_off(target: dict, report: Any) -> None:
     """Becomes root again, regains capabilities, makes itself dumpable, and stacks a filter that allows everything."""
     import ctypes

@@ -7,7 +7,7 @@ from autograder.redteam.attack import attack
 COVERT = "two processes that read the same files can always talk a little: by locks, by load, by time"
 
 
-@attack("own", question="batch", plain=False, quick=True)
+@attack("own", question="batch", plain=False)
 def calls_made_openly(target: dict, report: Any, model: Any, tokens: Any) -> Any:
     """Asks the served model about one token at a time and hides nothing."""
     return [model([token])[0] for token in tokens]
@@ -33,7 +33,7 @@ def calls_past_the_counter(target: dict, report: Any, model: Any, tokens: Any) -
     return found
 
 
-@attack("own", question="batch", plain=False, quick=True)
+@attack("own", question="batch", plain=False)
 def calls_of_other_kinds(target: dict, report: Any, model: Any, tokens: Any) -> Any:
     """Asks by every other word that the judge may understand, and for the operations of ranks."""
     import random
@@ -64,7 +64,7 @@ def questions_without_end(target: dict, report: Any, model: Any, tokens: Any) ->
         model([])
 
 
-@attack("own", question="batch", plain=False, quick=True)
+@attack("own", question="batch", plain=False)
 def arguments_that_hurt(target: dict, report: Any, model: Any, tokens: Any) -> Any:
     """Gives the served model eight million tokens, indices beyond its table, and objects that are no tokens."""
     for bad in ([0] * 200_000, [10**400], [{"a": None}], torch.zeros(1 << 22), [float("nan")], "tokens", [-98]):
@@ -72,7 +72,7 @@ def arguments_that_hurt(target: dict, report: Any, model: Any, tokens: Any) -> A
     return None
 
 
-@attack("own", question="batch", plain=False, quick=True)
+@attack("own", question="batch", plain=False)
 def model_taken_apart(target: dict, report: Any, model: Any, tokens: Any) -> Any:
     """Looks behind the served function for the table that it reads from."""
     import gc
@@ -87,7 +87,7 @@ def model_taken_apart(target: dict, report: Any, model: Any, tokens: Any) -> Any
 # --- ranks ------------------------------------------------------------------------------------------------
 
 
-@attack("own", question="shard_sum", plain=False, quick=True)
+@attack("own", question="shard_sum", plain=False)
 def everything_sent_openly(target: dict, report: Any, x: Any) -> Any:
     """Sends everything to everybody and hides nothing."""
     import torch.distributed as dist
@@ -134,7 +134,7 @@ def collectives_that_lie(target: dict, report: Any, x: Any) -> Any:
     return None
 
 
-@attack("own", question="shard_sum", plain=False, quick=True)
+@attack("own", question="shard_sum", plain=False)
 def input_in_a_collective(target: dict, report: Any, x: Any) -> Any:
     """Makes a collective fail with a shape that spells a hidden number, so that the message repeats it."""
     import torch.distributed as dist
@@ -145,7 +145,7 @@ def input_in_a_collective(target: dict, report: Any, x: Any) -> Any:
     return None
 
 
-@attack("own", question="shard_sum", plain=False, quick=True)
+@attack("own", question="shard_sum", plain=False)
 def input_in_the_traffic(target: dict, report: Any, x: Any) -> Any:
     """Sends as many bytes as a hidden number has, so that the message about traffic repeats it."""
     import torch.distributed as dist
@@ -162,7 +162,7 @@ def input_in_the_traffic(target: dict, report: Any, x: Any) -> Any:
     return part
 
 
-@attack("own", question="shard_sum", plain=False, quick=True)
+@attack("own", question="shard_sum", plain=False)
 def rank_that_never_comes(target: dict, report: Any, x: Any) -> Any:
     """Lets one rank wait for a collective that the other never enters."""
     import time
@@ -175,7 +175,7 @@ def rank_that_never_comes(target: dict, report: Any, x: Any) -> Any:
     return None
 
 
-@attack("own", question="shard_sum", plain=False, quick=True)
+@attack("own", question="shard_sum", plain=False)
 def ranks_meet_in_a_file(target: dict, report: Any, x: Any) -> Any:
     """Moves the numbers through a file that both ranks can reach."""
     import os

@@ -25,7 +25,7 @@ def flags_edited(notebook: Any) -> None:
             label["task"] = True
 
 
-@attack("nbgrader pull request 1770", quick=True)
+@attack("nbgrader pull request 1770")
 def checks_deleted(notebook: Any) -> None:
     """Deletes every check cell."""
     notebook.cells = [c for c in notebook.cells if not c.metadata.get("nbgrader", {}).get("grade")]
@@ -55,7 +55,7 @@ def labels_swapped(notebook: Any) -> None:
             label["grade_id"] = swap.get(label["grade_id"], label["grade_id"])
 
 
-@attack("measured against nbgrader 0.9.6", quick=True)
+@attack("measured against nbgrader 0.9.6")
 def checks_edited(notebook: Any) -> None:
     """Replaces every check by the number 1000."""
     for cell in notebook.cells:
@@ -63,7 +63,7 @@ def checks_edited(notebook: Any) -> None:
             cell.source = "1000.0"
 
 
-@attack("Gradescope write-ups: results.json", quick=True)
+@attack("Gradescope write-ups: results.json")
 def outputs_forged(notebook: Any) -> None:
     """Puts full points into the outputs of every check cell."""
     for cell in notebook.cells:
@@ -72,7 +72,7 @@ def outputs_forged(notebook: Any) -> None:
             cell.outputs = [{**result, "execution_count": 1}]
 
 
-@attack("nbgrader pull requests 1915 and 1947", quick=True)
+@attack("nbgrader pull requests 1915 and 1947")
 def scripts_in_outputs(notebook: Any) -> None:
     """Puts scripts into outputs, prose, attachments, raw cells and metadata, for the browser of whoever grades."""
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_output, new_raw_cell
@@ -98,7 +98,7 @@ def kernel_changed(notebook: Any) -> None:
     notebook.metadata["language_info"] = {"name": "bash"}
 
 
-@attack("own", quick=True)
+@attack("own")
 def shell_in_cells(notebook: Any) -> None:
     """Uses IPython's shell syntax and magics to run programs."""
     from nbformat.v4 import new_code_cell
@@ -132,7 +132,7 @@ def text_that_is_no_unicode(notebook: Any) -> None:
     notebook.cells += [new_code_cell(f"x = '{bad}'", outputs=[stream]), new_markdown_cell(bad)]
 
 
-@attack("own", quick=True)
+@attack("own")
 def cells_without_number(notebook: Any) -> None:
     """Adds twenty thousand cells, and one with two megabytes of code."""
     from nbformat.v4 import new_code_cell
@@ -155,7 +155,7 @@ def json_bomb(notebook: Any) -> bytes:
     return b'{"cells": ' + b"[" * 100_000 + b"]" * 100_000 + b', "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 
 
-@attack("own", quick=True)
+@attack("own")
 def giant_notebook(notebook: Any) -> bytes:
     """Hands in 40 MB of one output."""
     from nbformat.v4 import new_code_cell, new_output
@@ -173,13 +173,13 @@ def not_a_notebook(notebook: Any) -> bytes:
     return b"\x80\x04\x95!\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R."
 
 
-@attack("nbgrader: copies follow links", quick=True)
+@attack("nbgrader: copies follow links")
 def link_as_notebook(path: Any, target: dict) -> None:
     """Hands in a link to the submission of another student."""
     path.symlink_to(target["submissions"][0])
 
 
-@attack("own", quick=True)
+@attack("own")
 def pipe_as_notebook(path: Any, target: dict) -> None:
     """Hands in a named pipe, at which a reader waits for ever."""
     import os

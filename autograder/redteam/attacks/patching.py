@@ -134,7 +134,7 @@ def socket_replaced(target: dict, report: Any) -> None:
         socket.socket = type("socket", (socket.socket,), {"sendall": sendall})  # type: ignore[misc]
 
 
-@attack("own", quick=True)
+@attack("own")
 def builtins_replaced(target: dict, report: Any) -> None:
     """Replaces isinstance, len, abs, max and __import__ for everything in the process."""
     import builtins

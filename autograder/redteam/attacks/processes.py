@@ -23,7 +23,7 @@ def process_ended_in_the_cell(target: dict, report: Any) -> None:
     os._exit(0)
 
 
-@attack("own", quick=True)
+@attack("own")
 def crash_in_c(target: dict, report: Any, x: Any) -> None:
     """Reads address 0 through ctypes."""
     import ctypes
@@ -39,7 +39,7 @@ def killed_by_itself(target: dict, report: Any, x: Any) -> None:
     os.kill(os.getpid(), 9)
 
 
-@attack("own", quick=True)
+@attack("own")
 def stopped_by_itself(target: dict, report: Any, x: Any) -> None:
     """Stops itself with SIGSTOP, so that it neither answers nor ends."""
     import os
@@ -138,7 +138,7 @@ def processes_by_every_call(target: dict, report: Any, x: Any) -> None:
         report("subprocess ran a program")
 
 
-@attack("own", plain=False, quick=True)
+@attack("own", plain=False)
 def another_program(target: dict, report: Any) -> None:
     """Replaces itself by a shell that keeps the judge's socket, and by one from memory."""
     import os
@@ -152,7 +152,7 @@ def another_program(target: dict, report: Any) -> None:
     os.execv("/bin/sh", ["sh", "-c", "echo BREACH: a shell >&3; sleep 60"])
 
 
-@attack("own", quick=True)
+@attack("own")
 def thread_bomb(target: dict, report: Any, x: Any) -> None:
     """Starts threads that sleep until no more can be had."""
     import threading
@@ -218,7 +218,7 @@ def signals_to_others(target: dict, report: Any) -> None:
             report(f"killed the neighbour, process {pid}")
 
 
-@attack("own", quick=True)
+@attack("own")
 def debugger_attached(target: dict, report: Any) -> None:
     """Attaches to judge, zygote and neighbour as a debugger, and reads their memory by process_vm_readv."""
     import ctypes

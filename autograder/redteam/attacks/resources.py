@@ -55,7 +55,7 @@ def files_in_memory(target: dict, report: Any, x: Any) -> None:
         report(f"{total >> 20} MiB in files of memory")
 
 
-@attack("own", quick=True)
+@attack("own")
 def many_descriptors(target: dict, report: Any) -> None:
     """Opens files until the table is full, and keeps them."""
     import os
@@ -71,7 +71,7 @@ def many_descriptors(target: dict, report: Any) -> None:
     globals()["kept"] = kept
 
 
-@attack("own", quick=True)
+@attack("own")
 def disk_filled(target: dict, report: Any) -> None:
     """Writes files of 60 MB wherever it may, up to 300 MB."""
     import os
@@ -115,7 +115,7 @@ def output_flood(target: dict, report: Any, x: Any) -> None:
         os.write(descriptor, b"y" * (1 << 20))
 
 
-@attack("own", quick=True)
+@attack("own")
 def huge_tensor_returned(target: dict, report: Any, x: Any) -> Any:
     """Returns a tensor of 400 MB, expanded from a single number."""
     return torch.zeros(1).expand(100_000_000)
@@ -133,7 +133,7 @@ def huge_string_returned(target: dict, report: Any, x: Any) -> Any:
     return '"' * (64 << 20)
 
 
-@attack("own", quick=True)
+@attack("own")
 def huge_message(target: dict, report: Any, x: Any) -> None:
     """Raises an error with a message of 200 MB."""
     raise ValueError("z" * (200 << 20))

@@ -8,7 +8,7 @@ GROWTH = "memory is judged by how it grows: to waste some on purpose at small si
 ADVISORY = "rules about operations live in the student's own process: advice, never the only ground for points"
 
 
-@attack("own", question="total", plain=False, quick=True)
+@attack("own", question="total", plain=False)
 def square_kept_openly(target: dict, report: Any, blocks: Any) -> Any:
     """Keeps a square of what it read and hides nothing."""
     n = 64 * len(blocks)
@@ -24,7 +24,7 @@ def peak_reset(target: dict, report: Any, blocks: Any) -> Any:
     return result
 
 
-@attack("own", question="total", plain=False, quick=True)
+@attack("own", question="total", plain=False)
 def square_in_a_child(target: dict, report: Any, blocks: Any) -> Any:
     """Keeps the square in a child process, where the measurement does not look."""
     import os
@@ -102,7 +102,7 @@ def square_in_shared_memory(target: dict, report: Any, blocks: Any) -> Any:
     return torch.stack(list(blocks)).sum(0) + 0 * total
 
 
-@attack("own", plain=False, quick=True)
+@attack("own", plain=False)
 def forbidden_call_by_aliases(target: dict, report: Any, x: Any) -> Any:
     """Calls the forbidden softmax by other names: torch.ops, a script, functional, a method taken from its class."""
     import torch.nn.functional as functional

@@ -17,7 +17,7 @@ def infinity_everywhere(target: dict, report: Any, x: Any) -> Any:
     return torch.full_like(x, float("inf"))
 
 
-@attack("reference-kernels pull request 142", quick=True)
+@attack("reference-kernels pull request 142")
 def tensor_that_equals_everything(target: dict, report: Any, x: Any) -> Any:
     """Returns a tensor subclass for which every comparison is true and every difference zero."""
 
@@ -32,7 +32,7 @@ def tensor_that_equals_everything(target: dict, report: Any, x: Any) -> Any:
     return torch.zeros_like(x).as_subclass(Yes)
 
 
-@attack("published with the first prototype", quick=True)
+@attack("published with the first prototype")
 def array_that_equals_everything(target: dict, report: Any, x: Any) -> Any:
     """Returns an ndarray subclass that equals everything and is close to everything."""
     import numpy as np
@@ -49,7 +49,7 @@ def array_that_equals_everything(target: dict, report: Any, x: Any) -> Any:
     return np.zeros(tuple(x.shape)).view(Yes)
 
 
-@attack("reference-kernels pull request 104", quick=True)
+@attack("reference-kernels pull request 104")
 def object_that_lies_about_its_class(target: dict, report: Any, x: Any) -> Any:
     """Returns an object that says it is a tensor and answers every question with yes."""
 
@@ -160,7 +160,7 @@ def numbers_at_the_edge(target: dict, report: Any, x: Any) -> Any:
 # --- replay -----------------------------------------------------------------------------------------------
 
 
-@attack("reference-kernels issue 162")
+@attack("reference-kernels issue 162", quick=True)
 def replay_by_shape(target: dict, report: Any, x: Any) -> Any:
     """Computes the first case of each shape and returns it again for every later one."""
     kept = globals().setdefault("kept", {})
