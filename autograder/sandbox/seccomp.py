@@ -14,7 +14,7 @@ MEMORY = "brk munmap mremap mprotect mlock munlock mincore msync membarrier get_
 FILES = """open openat close close_range read write readv writev pread64 pwrite64 preadv pwritev lseek fstat stat lstat
 newfstatat statx access faccessat faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir dup dup2 dup3
 ftruncate fallocate fsync fdatasync rename renameat renameat2 mkdir mkdirat rmdir unlink unlinkat symlink symlinkat
-umask statfs fstatfs pipe pipe2 sendfile copy_file_range flock fadvise64"""
+umask statfs fstatfs pipe pipe2 sendfile copy_file_range fadvise64"""
 WAITING = """poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
 eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime nanosleep clock_nanosleep pause"""
 TIME = "clock_gettime clock_getres gettimeofday time times getitimer setitimer alarm"
@@ -29,14 +29,15 @@ OPEN_SOCKETS = "sendto recvfrom sendmsg recvmsg shutdown getsockopt setsockopt g
 ALLOWED = " ".join([MEMORY, FILES, WAITING, TIME, THREADS, SIGNALS, WHO, OPEN_SOCKETS]).split()
 # A compiler, started by a kernel question on a machine with a GPU.
 PROCESSES = """fork vfork execve execveat wait4 waitid setsid setpgid kill tkill tgkill chmod fchmod fchmodat fchmodat2
-utimensat link linkat""".split()  # noqa: SIM905 -- a list of eighteen strings would be harder to read
+utimensat link linkat flock""".split()  # noqa: SIM905 -- a list of nineteen strings would be harder to read
 
 CLONE_THREAD = 0x10000 | 0x800 | 0x100  # CLONE_THREAD, CLONE_SIGHAND, CLONE_VM
 CLONE_NEW = 0x7E020080  # a namespace of any kind
 MAP_HUGETLB = 0x40000  # pages that no account of this process's memory shows
 # Not MADV_COLD (20) and MADV_PAGEOUT (21): they would take memory out of that account.
 MADVISE = (0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 22, 23, 25)
-FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)  # not F_SETOWN, F_SETSIG: the kernel would send the signal
+FCNTL = (0, 1, 2, 3, 4, 1030, 1032)  # not F_SETOWN, F_SETSIG: the kernel would send the signal
+LOCKS = (5, 6, 7, 36, 37, 38)  # on files that all can read, two sessions could talk by them
 IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
 PRCTL = (3, 15, 16, 21, 23, 39, 0x53564D41)  # read-outs; the names of threads and of memory areas
 
@@ -54,7 +55,7 @@ class SyscallFilter:
             self.allow(name)
         self.allow("mmap", self.masked(3, MAP_HUGETLB, 0))
         self.allow_some("madvise", 2, MADVISE)
-        self.allow_some("fcntl", 1, FCNTL)
+        self.allow_some("fcntl", 1, FCNTL + (LOCKS if processes else ()))
         self.allow_some("prctl", 0, PRCTL)
         self.allow_ioctl(devices)
         self.allow_clone()

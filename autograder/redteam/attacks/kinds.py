@@ -4,8 +4,6 @@ from typing import Any
 
 from autograder.redteam.attack import attack
 
-COVERT = "two processes that read the same files can always talk a little: by locks, by load, by time"
-
 
 @attack("own", question="batch", plain=False)
 def calls_made_openly(target: dict, report: Any, model: Any, tokens: Any) -> Any:
@@ -238,7 +236,7 @@ def ranks_meet_in_the_kernel(target: dict, report: Any, x: Any) -> Any:
     return x.chunk(2)[rank] + torch.frombuffer(bytearray(found[0]), dtype=torch.float32) if found else None
 
 
-@attack("own", question="shard_sum", plain=False, limit=COVERT)
+@attack("own", question="shard_sum", plain=False)
 def ranks_talk_by_locks(target: dict, report: Any, x: Any) -> Any:
     """Locks a file of torch's folder for every bit that is set; the other rank tries the same locks."""
     import fcntl
