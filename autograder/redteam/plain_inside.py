@@ -46,19 +46,29 @@ def inside(folder: Path, name: str) -> None:
         text = notebook.read_text(errors="replace")
     seen: dict[str, Any] = {
         "earned": scores(api, "attacker") if made["success"] else None, "seconds": round(seconds, 1),
-        "survivors": sorted(survivors.values())[:200],
+        "survivors": sorted(survivors.values()),
         "sent": [data.decode(errors="replace")[:60] for data in listener.taken()],
         "changed": [line.replace(mark, "MARK") for line in outside.changes(before, snapshot(folder))],
         "reported": sorted(set(breaches(printed(text))))[:5], "megabytes": len(text) >> 20,
         "hidden_tests_shown": "torch.softmax(hidden, -1)" in text.replace("\\u001b[39m", ""),
     }  # fmt: skip
+    seen["reported"] += [f"left a {thing}" for thing in outside.kernel_objects(mark)]
     if decoy.poll() is not None:
         seen["reported"].append("killed another process")
+    if attack is not None and attack.kind == "notebook" and seen["earned"] is not None:
+        seen["reported"] += live_markup(api, course)
     # Where nothing was left behind, the neighbour's next grading would only repeat the last one.
     hurt = bool(seen["survivors"] or seen["reported"] or not made["success"] or name == CONTROL)
     again = api.autograde(SLUG, "neighbour", force=True) if hurt or seen["changed"] else made
     seen["neighbour"] = scores(api, "neighbour") if again["success"] else None
     (folder / "result.json").write_text(json.dumps(seen))
+
+
+def live_markup(api: Any, course: Path) -> list[str]:
+    """What of the student's would run in the browser of whoever opens the feedback page."""
+    api.generate_feedback(SLUG, "attacker", force=True)
+    pages = [page.read_text(errors="replace") for page in course.glob(f"feedback/attacker/{SLUG}/*.html")]
+    return ["a script in the feedback page"] if any("<script>alert('redteam')" in page for page in pages) else []
 
 
 def target(folder: Path, mark: str, listener: outside.Listener, decoy: int) -> dict[str, Any]:

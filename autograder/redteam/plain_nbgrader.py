@@ -7,6 +7,7 @@ read-only file system, and an end to every process with the cage. The record is 
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -90,8 +91,12 @@ def write(seen: dict[str, dict[str, Any]], record: Path) -> None:
         "python": sys.version.split()[0],
         "cell_seconds": CELL_SECONDS,
     }
+    text = json.dumps({**about, "attacks": seen}, indent=1)
+    for place, name in ((outside.REPOSITORY, "REPOSITORY"), (sys.base_prefix, "PYTHON"), (sys.prefix, "PYTHON")):
+        text = text.replace(str(place), name)
+    text = re.sub(r"[^\s\"]*plain-\w+/here", "", text)
     record.parent.mkdir(exist_ok=True)
-    record.write_text(json.dumps({**about, "attacks": seen}, indent=1) + "\n", encoding="utf-8")
+    record.write_text(text + "\n", encoding="utf-8")
 
 
 # --- the course -----------------------------------------------------------------------------------------
