@@ -142,7 +142,7 @@ def strike(siege: Siege, phase: str) -> bool:
     family = wait_for(process, lambda: siege.finished(phase) >= goal and in_phase(siege, phase, process.pid))
     time.sleep(delay)
     if process.poll() is not None:
-        run.expect(process.returncode == 0, f"{phase}: a run ended by itself with status {process.returncode}")
+        run.expect(process.returncode == 0, f"{phase}: a run ended by itself: {words(run).read_text()[-600:]}")
         return False
     if phase == "zygote":
         family |= kill_a_zygote(siege, process)
@@ -166,13 +166,20 @@ def kill_a_zygote(siege: Siege, process: subprocess.Popen[bytes]) -> set[Process
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     seen = wait_for(process, lambda: siege.finished("zygote") >= min(before + 3, len(siege.run.students)))
-    siege.run.expect(process.poll() in (None, 0), "the command did not survive the death of a zygote")
+    said = words(siege.run).read_text(encoding="utf-8", errors="replace")[-600:]
+    siege.run.expect(process.poll() in (None, 0), f"the command did not survive the death of a zygote: {said}")
     return seen
 
 
 def start(run: Rehearsal) -> subprocess.Popen[bytes]:
     line = [sys.executable, "-m", "autograder", *grade_arguments(run), "--course", str(run.course.root)]
-    return subprocess.Popen(line, env=environment(run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with words(run).open("wb") as said:
+        return subprocess.Popen(line, env=environment(run), stdout=said, stderr=said)
+
+
+def words(run: Rehearsal) -> Path:
+    """What the command said last, for the report of a fault."""
+    return run.course.root.parent / "said.txt"
 
 
 def in_phase(siege: Siege, phase: str, pid: int) -> bool:
