@@ -139,7 +139,8 @@ def test_gpu_needs_no_environment_and_no_plugin(house):
     house.python("python3")
     assert house.make("gpu").returncode == 0
     tests, bench = house.calls()
-    assert "-c /dev/null" in tests and tests.endswith("-m gpu refimpl") and bench == "python3 -m refimpl.bench --device gpu"
+    assert "-c /dev/null" in tests and tests.endswith("-m gpu refimpl")
+    assert bench == "python3 -m refimpl.bench --device gpu"
     assert not (house.root / ".venv").exists()
 
 
