@@ -72,9 +72,9 @@ def run_jobs(waiting: Sequence[Job], jobs: int) -> Iterator[tuple[str, str]]:
             for slot in slots:
                 slot.closed = True
                 slot.drop()
-            raise
-        finally:
             threads.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:  # before the threads end: a worker dies with the thread that started it
             for slot in slots:
                 slot.close()
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import ClassVar
@@ -131,6 +131,21 @@ def test_a_killed_worker_process_is_replaced(jobs, tmp_path):
     assert len(family) > 1 and not left_behind(family)  # the zygote went with its worker
     assert load("00_tiny", "ben", Vault(tmp_path / ".judge")).student == "ben"
     assert "stopped" in slot.judge(jobs[2])
+
+
+def test_workers_end_by_themselves(jobs, monkeypatch):
+    """Not by a signal: they close their zygotes first, so nothing is left and the command's CPU time is whole."""
+    seen = set()
+
+    class Watched(ProcessPoolExecutor):
+        def submit(self, *args):
+            future = super().submit(*args)
+            seen.update(self._processes.values())
+            return future
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Watched)
+    assert set(dict(run_jobs(jobs, 2)).values()) == {""}
+    assert [process.exitcode for process in seen] == [0, 0]
 
 
 def test_a_zygote_that_is_killed_costs_a_new_one_and_no_verdict(jobs, monkeypatch):
