@@ -22,7 +22,7 @@ PYTEST := $(ONE_THREAD) $(PY) -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help lab test aot e2e prove grade bench experiments gpu notebooks models doctor lint format clean
+.PHONY: help lab test aot e2e siege prove grade bench experiments gpu notebooks models doctor lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## /  make \1~/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{printf "%-18s %s\n", $$1, $$2}'
@@ -84,7 +84,10 @@ format: $(VENV)/.dev  ## let ruff rewrite what it can
 
 e2e: $(VENV)/.dev $(VENV)/.models  ## JupyterLab answers, every notebook runs in a real kernel
 	$(ONE_THREAD) $(PY) -m course notebooks --check --execute
-	$(PYTEST) -m e2e $(ARGS)
+	$(PYTEST) -m "e2e and not siege" $(ARGS)
+
+siege: $(VENV)/.dev  ## every attack in every tier, as root and as an ordinary user; classes graded under kill -9
+	$(PYTEST) -m siege $(ARGS)
 
 notebooks: $(VENV)/.dev $(VENV)/.models  ## rebuild stale notebooks, the audit, the syllabus and README's tables
 	$(PY) -m course notebooks --execute $(ARGS)

@@ -180,6 +180,7 @@ def test_the_quick_attacks_are_held_in_the_strongest_tier(capsys):
 
 
 @pytest.mark.e2e
+@pytest.mark.siege
 @pytest.mark.parametrize("who", campaign.USERS)
 @pytest.mark.parametrize("tier", ["T1", "T2"])
 def test_every_attack_is_held(tier, who, capsys):

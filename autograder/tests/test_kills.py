@@ -65,6 +65,7 @@ def test_a_grade_that_differs_or_is_missing_is_a_fault(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.e2e
+@pytest.mark.siege
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes to kill in /proc")
 def test_a_class_under_fire_ends_with_every_grade_once(tiny):
     """Twenty SIGKILLs among fifty students, with real processes; a failure names the seed that replays it."""
