@@ -266,7 +266,7 @@ def left_behind(family: set[Process], seconds: float = 60.0) -> list[str]:
     while True:
         left = [pid for pid, born in family if born and birth(pid) == born]
         if not left or time.monotonic() > deadline:
-            return [f"{pid} {command_line(pid)[:80]}" for pid in left]
+            return [f"{pid} {command_line(pid)[:300]}" for pid in left]
         time.sleep(0.05)
 
 

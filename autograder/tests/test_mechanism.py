@@ -63,11 +63,11 @@ def found(mechanism, answer: Callable | None = None, runner=None):
 @pytest.mark.parametrize(
     ("peaks", "order", "passed"),
     [
-        ([16, 32, 64], 1, True),
+        ([4, 8, 16], 1, True),
         ([16, 64, 256], 1, False),
         ([16, 64, 256], 2, True),
         ([0.1, 0.4, 1.6], 1, True),
-        ([16, 45, 127], 1, True),
+        ([2, 5.6, 15.8], 1, True),
         ([64, 32, 16], 1, True),
         ([40, 40, 160], 1, False),
     ],
@@ -81,6 +81,14 @@ def test_the_growth_of_memory_decides(peaks, order, passed):
     assert result.passed == passed
     assert f"4,096: {peaks[-1]:.1f} MiB" in result.message
     assert ("it grows as n^" in result.message) == (not passed)
+
+
+def test_waste_at_small_sizes_does_not_hide_a_square_at_the_largest():
+    """A straight line through peaks that no linear method needs; what has to grow faster has no such roof."""
+    wasted = {n: 64 * MIB * n // 4096 for n in (1024, 2048, 4096)}
+    result = found(MemorySlope(), runner=Measured(wasted))
+    assert not result.passed and "16.1 MiB are plenty at n = 4,096" in result.message
+    assert found(MemorySlope(order=2), runner=Measured(wasted)).passed
 
 
 def test_growth_within_the_noise_is_no_evidence():

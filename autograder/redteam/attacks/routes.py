@@ -4,7 +4,6 @@ from typing import Any
 
 from autograder.redteam.attack import attack
 
-GROWTH = "memory is judged by how it grows: to waste some on purpose at small sizes hides a square at the largest"
 ADVISORY = "rules about operations live in the student's own process: advice, never the only ground for points"
 
 
@@ -47,7 +46,7 @@ def square_made_beforehand(target: dict, report: Any, blocks: Any) -> Any:
     return torch.stack(list(blocks)).sum(0) + 0 * square.mul_(1).sum()
 
 
-@attack("own", question="total", plain=False, limit=GROWTH)
+@attack("own", question="total", plain=False)
 def square_behind_padding(target: dict, report: Any, blocks: Any) -> Any:
     """Keeps the square, and wastes so much at small sizes that the whole seems to grow in a line."""
     n = 64 * len(blocks)
