@@ -82,11 +82,11 @@ format: $(VENV)/.dev  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-e2e: $(VENV)/.dev $(VENV)/.models  ## JupyterLab answers, every notebook runs in a real kernel
+e2e: $(VENV)/.dev $(VENV)/.models  ## real servers, notebooks in real kernels, whole grading cycles, the siege
 	$(ONE_THREAD) $(PY) -m course notebooks --check --execute
-	$(PYTEST) -m "e2e and not siege" $(ARGS)
+	$(PYTEST) -m e2e $(ARGS)
 
-siege: $(VENV)/.dev  ## every attack in every tier, as root and as an ordinary user; classes graded under kill -9
+siege: $(VENV)/.dev  ## of make e2e the siege alone: every attack in every tier, classes graded under kill -9
 	$(PYTEST) -m siege $(ARGS)
 
 notebooks: $(VENV)/.dev $(VENV)/.models  ## rebuild stale notebooks, the audit, the syllabus and README's tables
