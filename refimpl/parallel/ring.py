@@ -1,8 +1,8 @@
 """Ring Attention: each rank keeps its queries, and blocks of keys and values travel around the ring.
 
 With N ranks a rank holds 1/N of the sequence. In step t it computes attention of its queries over the block that rank
-r - t brought along, while that block is already on its way to rank r + 1 and the next one arrives. Partial results merge
-as in online softmax, so the output is exact and nobody ever holds the whole sequence.
+r - t brought along, while that block is already on its way to rank r + 1 and the next one arrives. Partial results
+merge as in online softmax, so the output is exact and nobody ever holds the whole sequence.
 
 A causal mask leaves half of the work, and the layout decides who has it (N = 4, share of the largest over the mean):
 
@@ -13,6 +13,7 @@ A causal mask leaves half of the work, and the layout decides who has it (N = 4,
 Source: Liu, Zaharia and Abbeel 2023 (ring); Brandon et al. 2023 (striped); Zhu 2024, ring-flash-attention (zigzag).
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ def spans(total: int, parts: int) -> list[range]:
     """0 … total - 1 cut into neighbouring pieces whose lengths differ by at most one, the longer ones first."""
     size, longer = divmod(total, parts)
     edges = [i * size + min(i, longer) for i in range(parts + 1)]
-    return [range(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return [range(start, stop) for start, stop in pairwise(edges)]
 
 
 def _ranges(seq: int, ranks: int, rank: int, layout: str) -> list[range]:
@@ -76,7 +77,7 @@ def unshard(parts: list[Tensor], layout: str = "contiguous", *, dim: int = 2) ->
 
 
 class Tile(NamedTuple):
-    """Local queries `rows` look at keys `cols` of the block; where `causal`, both are equally many and row i sees ≤ i."""
+    """Local queries `rows` look at keys `cols` of the block; where `causal`, they are as many and row i sees 0 … i."""
 
     rows: slice
     cols: slice
@@ -230,7 +231,7 @@ class _Ring:
             raise ValueError(
                 f"ring_attention: of {self.seq} tokens on {self.ranks} ranks, rank {self.rank} holds "
                 f"{tokens(self.seq, self.ranks, self.rank, self.layout)} ({self.layout}), given q {tuple(q.shape)}, "
-                f"k {tuple(k.shape)}; cut them with refimpl.parallel.ring.shard, and pass the length of the whole as seq"
+                f"k {tuple(k.shape)}; cut them with refimpl.parallel.ring.shard, and let seq be the length of the whole"
             )
 
 

@@ -1,7 +1,7 @@
 """Ranks as threads of this process: real gloo groups, no start of a process, and coverage sees every line.
 
 PyTorch keeps the default group in one module-level object. For its own tests it has a thread-local one; with that in
-place each thread calls `init_process_group` as if it were alone. Tests of whole processes use `refimpl.parallel.launch`.
+place each thread calls `init_process_group` as if it were alone. Tests of whole processes use `launch`.
 """
 
 import datetime
