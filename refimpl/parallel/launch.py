@@ -163,11 +163,12 @@ class Job:
         files = [self._file(rank, "result.pt") for rank in range(self.ranks)]
         return [torch.load(file, weights_only=True) for file in files]
 
-    def timed_out(self) -> LaunchTimeout:
-        """Ask each rank of this machine for its stack, and say where they are."""
+    def timed_out(self, *, ask: bool = True) -> LaunchTimeout:
+        """Say where the ranks are; `ask` those of this machine for their stacks first."""
         seconds, what = (self.timeout, "no result") if self.ready() else (START_SECONDS, "not every rank started")
-        self._signal(SIGUSR1)
-        time.sleep(0.5)  # the stacks are written by the ranks
+        if ask:
+            self._signal(SIGUSR1)
+            time.sleep(0.5)  # the stacks are written by the ranks
         return LaunchTimeout(f"{what} after {seconds} s\n{where_they_are(self.folder, self.ranks)}", self.folder)
 
     def kill(self):
