@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from refimpl.shapes import Tensor
 
-__all__ = ["Matmul", "Meter", "Saved", "saved_for_backward"]
+__all__ = ["Matmul", "Memory", "Meter", "Saved", "saved_for_backward"]
 
 aten = torch.ops.aten
 # where the two factors stand among an operation's arguments
@@ -44,34 +44,21 @@ class Matmul(NamedTuple):
         return self.batch * elements * self.itemsize
 
 
-class Meter(TorchDispatchMode):
-    """Within `with Meter() as meter:` every operation is seen, forward and backward.
+class Memory(TorchDispatchMode):
+    """Within `with Memory() as memory:` every tensor that is made is seen, forward and backward, until it is freed.
 
-    meter.matmuls        each matmul in the order of execution; `len` is how many
-    meter.flops          of all of them
-    meter.largest_shape  shape of the largest tensor that was made; meter.largest_bytes its bytes
-    meter.alive_bytes    bytes alive now, of tensors made inside; meter.peak_bytes the most there were at once
-    A fused attention kernel hides its matmuls in one operation, so it is refused rather than counted as nothing.
+    memory.largest_shape  shape of the largest tensor that was made; memory.largest_bytes its bytes
+    memory.alive_bytes    bytes alive now, of tensors made inside; memory.peak_bytes the most there were at once
     """
 
     def __init__(self):
         super().__init__()
-        self.matmuls: list[Matmul] = []
         self.largest_shape: tuple[int, ...] = ()
         self.largest_bytes = self.peak_bytes = self.alive_bytes = 0
         self._alive: set[int] = set()
 
-    @property
-    def flops(self) -> int:
-        return sum(matmul.flops for matmul in self.matmuls)
-
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        packet = func.overloadpacket
-        if "scaled_dot_product" in str(packet):
-            raise ValueError(f"Meter: {packet} does its matmuls inside one kernel; count with naive_attention instead")
         out = func(*args, **(kwargs or {}))
-        if packet in FACTORS:
-            self.matmuls.append(_matmul(*(args[i] for i in FACTORS[packet])))
         inputs = {_key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and _key(tensor) not in inputs:  # a view is not a new tensor
@@ -91,6 +78,32 @@ class Meter(TorchDispatchMode):
     def _freed(self, key: int, nbytes: int):
         self._alive.discard(key)
         self.alive_bytes -= nbytes
+
+
+class Meter(Memory):
+    """Memory, and every matmul: within `with Meter() as meter:` every operation is seen, forward and backward.
+
+    meter.matmuls  each matmul in the order of execution; `len` is how many
+    meter.flops    of all of them
+    A fused attention kernel hides its matmuls in one operation, so it is refused rather than counted as nothing.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.matmuls: list[Matmul] = []
+
+    @property
+    def flops(self) -> int:
+        return sum(matmul.flops for matmul in self.matmuls)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        packet = func.overloadpacket
+        if "scaled_dot_product" in str(packet):
+            raise ValueError(f"Meter: {packet} does its matmuls inside one kernel; count with naive_attention instead")
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if packet in FACTORS:
+            self.matmuls.append(_matmul(*(args[i] for i in FACTORS[packet])))
+        return out
 
 
 def _key(tensor: Tensor) -> int:
