@@ -1,12 +1,14 @@
 """Four small tasks for a small model: copy a short text and change its form. Steps, not hours, to learn.
 
-    dates         July 4 ->              07-04
-    identifiers   max_line_width ->      maxLineWidth
-    numbers       84731 ->               84,731
-    words         government ->          "government"
+    dates         - July 4 ->              04-Jul
+    identifiers   - max_line_width ->      maxLineWidth
+    numbers       - 84731 ->               84,731
+    words         - government ->          "government"
 
 Questions and answers are made in code, from the calendar, the standard library's source, and prose. Nothing in a
 question names its task, so a model without a module can only guess. Held-out questions are never trained on.
+The dash is not decoration: the model makes the first token an attention sink, and what that token said is hardly read
+any more. Row 20 measures it: without the dash LoRA learns the form of a date and not which month it was.
 """
 
 import calendar
@@ -24,16 +26,16 @@ from refimpl.models.load import SmolLM
 from refimpl.peft.attach import Delta
 from refimpl.shapes import Bool, Int, Tensor
 
-__all__ = ["TASKS", "Batch", "Pair", "batch", "fit", "loss", "score", "split"]
+__all__ = ["START", "TASKS", "Batch", "Pair", "batch", "fit", "loss", "score", "split"]
 
 Pair = tuple[str, str]  # (question, answer)
-ARROW, END = " ->", "\n"
+START, ARROW, END = "- ", " ->", "\n"
 
 
 @cache
 def _dates() -> list[Pair]:
     days = [(month, day) for month in range(1, 13) for day in range(1, 29)]
-    return [(f"{calendar.month_name[m]} {d}", f"{m:02}-{d:02}") for m, d in days]
+    return [(f"{calendar.month_name[m]} {d}", f"{d:02}-{calendar.month_abbr[m]}") for m, d in days]
 
 
 @cache
@@ -56,11 +58,11 @@ def _words() -> list[Pair]:
 TASKS = {"dates": _dates, "identifiers": _identifiers, "numbers": _numbers, "words": _words}
 
 
-def split(task: str, train: int, held_out: int, *, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
-    """`train` and `held_out` pairs of a task, no question in both, drawn by the seed."""
+def split(task: str, train: int, held_out: int, *, seed: int = 0, start: str = START) -> tuple[list[Pair], list[Pair]]:
+    """`train` and `held_out` pairs of a task, no question in both, drawn by the seed; `start` before each question."""
     if task not in TASKS:
         raise ValueError(f"split: task {task!r} is unknown; here are {', '.join(TASKS)}")
-    pairs = list(TASKS[task]())
+    pairs = [(start + question, answer) for question, answer in TASKS[task]()]
     if train + held_out > len(pairs):
         raise ValueError(f"split: {task} has {len(pairs)} pairs, asked for {train} + {held_out}")
     random.Random(seed).shuffle(pairs)
