@@ -127,7 +127,8 @@ class Job:
     def agent(self, node: int, *options: str) -> list[str]:
         """The command of one node: torchrun, with `options` that say how the nodes meet, over the runner."""
         size = [f"--nnodes={self.nnodes}", f"--nproc-per-node={self.nproc}"]
-        how = ["--max-restarts=0", "--monitor-interval=0.1", *options]
+        logs = f"--log-dir={self.folder / 'torchrun'}"  # else it leaves a folder in /tmp each time
+        how = ["--max-restarts=0", "--monitor-interval=0.1", logs, *options]
         return [sys.executable, str(RUNNER), "agent", str(self.folder), str(node), *size, *how]
 
     @contextmanager
