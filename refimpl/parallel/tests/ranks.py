@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed import multi_threaded_pg
 
-SECONDS = 30
+SECONDS = 15  # a rank that waits for another one that has failed
 one_world_at_a_time = threading.Lock()
 
 
@@ -50,4 +50,11 @@ def run_ranks(ranks: int, function: Callable, *args, **kwargs) -> list:
             sys.excepthook = excepthook  # init_process_group puts the rank before every line of it
     if errors:
         raise errors[0]
+    if stuck := [rank for rank, thread in enumerate(threads) if thread.is_alive()]:
+        raise TimeoutError(f"run_ranks: ranks {stuck} of {ranks} did not return within {2 * SECONDS} s")
     return results
+
+
+def as_launch(function: Callable, ranks: int = 2, *args, backend: str = "gloo", timeout: float = 60, **kwargs) -> list:
+    """`run_ranks` with the arguments of `refimpl.parallel.launch`, for code that is given one or the other."""
+    return run_ranks(ranks, function, *args, **kwargs)

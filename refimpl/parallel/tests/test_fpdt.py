@@ -8,6 +8,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refimpl.experiments.sequence_parallel import DIM, inputs, largest_error, on_this_rank, whole
 from refimpl.parallel.fpdt import (
     Cost,
     Timing,
@@ -19,7 +20,6 @@ from refimpl.parallel.fpdt import (
     predicted,
 )
 from refimpl.parallel.stage import Stage
-from refimpl.parallel.tests.oracle import DIM, inputs, largest_error, on_this_rank, whole
 from refimpl.parallel.tests.ranks import run_ranks
 
 EXACT = 1e-12

@@ -6,10 +6,10 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refimpl.experiments.sequence_parallel import DIM, accounted, inputs, largest_error, on_this_rank, whole
 from refimpl.flash_attention import flash_attention
 from refimpl.parallel import ring
 from refimpl.parallel.ring import LAYOUTS, positions, ring_attention, shard, spans, tile, tokens, unshard, work
-from refimpl.parallel.tests.oracle import inputs, largest_error, on_this_rank, whole
 from refimpl.parallel.tests.ranks import run_ranks
 
 EXACT = 1e-12
@@ -119,6 +119,33 @@ def test_half_precision_is_as_good_as_in_one_process(layout):
     alone = on_this_rank(lambda q, k, v: flash_attention(q, k, v, causal=True), torch.arange(48), q, k, v, d_out)
     own = max(float((a.double() - b).abs().max()) for a, b in zip(alone, want, strict=True))
     assert error(4, 48, 4, 2, True, layout, dtype=torch.bfloat16) <= 1.01 * own
+
+
+def counted(seq, kv_heads, layout, dtype):
+    """Bytes that this rank sends, and what the formula says."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+
+    def attend(q, k, v):
+        return ring_attention(q, k, v, seq=seq, layout=layout)
+
+    sent = accounted(attend, positions(seq, ranks, rank, layout), *inputs(seq, 4, kv_heads, dtype=dtype))
+    return sent, ring.sent_bytes(seq, ranks, rank, kv_heads=kv_heads, dim=DIM, batch=2, dtype=dtype, layout=layout)
+
+
+@given(seqs, ranks_, st.sampled_from([1, 2, 4]), layouts, st.sampled_from([torch.float64, torch.bfloat16]))
+@settings(deadline=None, max_examples=15)
+def test_counted_bytes_are_the_formulas(seq, ranks, kv_heads, layout, dtype):
+    """Each rank, each pass, whatever the lengths of the blocks; gradients of half precision travel in float32."""
+    assert all(sent == formula for sent, formula in run_ranks(ranks, counted, seq, kv_heads, layout, dtype))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_sends_its_keys_and_values_n_minus_1_times(ranks):
+    """2 (N - 1) T forward, 2 (N - 1) T + 2 N T backward, T the bytes of one local key tensor; exact integers."""
+    tensor = 2 * 4 * 32 // ranks * DIM * 8
+    there, home = 2 * (ranks - 1) * tensor, 2 * ranks * tensor
+    for sent, _ in run_ranks(ranks, counted, 32, 4, "contiguous", torch.float64):
+        assert sent == (there, there + home)
 
 
 def test_one_rank_needs_no_neighbour():

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 
+from refimpl.experiments.sequence_parallel import DIM, accounted, inputs, largest_error, on_this_rank, whole
 from refimpl.parallel import ulysses
 from refimpl.parallel.ring import LAYOUTS, positions, spans
-from refimpl.parallel.tests.oracle import inputs, largest_error, on_this_rank, whole
 from refimpl.parallel.tests.ranks import run_ranks
 from refimpl.parallel.ulysses import hybrid_attention, hybrid_positions, kv_heads_of, ulysses_attention
 
@@ -84,6 +84,25 @@ def test_heads_that_divide_are_not_copied_for_the_local_attention():
     assert sorted(shapes[:2]) == [(2, 4, 1)] * 2
     assert sorted(shapes[2:6]) == [(4, 2, 1)] * 4
     assert sorted(shapes[6:]) == [(4, 1, 1), (4, 1, 1), (4, 2, 1), (4, 2, 2)]
+
+
+def counted(seq, heads, kv_heads):
+    """Bytes that this rank sends, and what the formula says."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+
+    def attend(q, k, v):
+        return ulysses_attention(q, k, v, seq=seq)
+
+    sent = accounted(attend, positions(seq, ranks, rank), *inputs(seq, heads, kv_heads))
+    sizes = {"heads": heads, "kv_heads": kv_heads, "dim": DIM, "batch": 2, "itemsize": 8}
+    return sent, ulysses.sent_bytes(seq, ranks, rank, **sizes)
+
+
+@given(st.integers(1, 30), st.integers(1, 4), st.sampled_from(HEADS))
+@settings(deadline=None, max_examples=15)
+def test_counted_bytes_are_the_formulas(seq, ranks, heads):
+    """Each rank, each pass, whatever divides."""
+    assert all(sent == formula for sent, formula in run_ranks(ranks, counted, seq, *heads))
 
 
 def test_four_tensors_lose_one_nth_and_travel():
