@@ -2,7 +2,8 @@
 
 Two ranks, one process and one thread each. The contiguous ring lets rank 1 compute three quarters of the mask; with
 zigzag each has half, so the best that two ranks can gain is 1.5x. Wall-clock time between two barriers: the slowest
-rank is what everybody waits for. The work of larger rings is counted, from the very tiles that the code runs.
+rank is what everybody waits for; beside it the CPU time of the busiest rank, which a loaded machine stretches less. The
+work of larger rings is counted, from the very tiles that the code runs.
 """
 
 import statistics
@@ -29,11 +30,12 @@ def run(runs: int = 5) -> list[dict]:
     return [*timed(seconds, **SHAPE), *(counted(ranks, layout) for ranks in COUNTED for layout in LAYOUTS)]
 
 
-def rounds(runs: int, seq: int, heads: int, dim: int) -> dict[str, list[float]]:
-    """On a rank: seconds of every layout, one number per round, from barrier to barrier."""
+def rounds(runs: int, seq: int, heads: int, dim: int) -> dict[str, dict[str, list[float]]]:
+    """On a rank: for every layout, per round, seconds from barrier to barrier and CPU seconds of this thread."""
     torch.set_num_threads(1)
-    calls = {layout: step(seq, heads, dim, layout) for layout in LAYOUTS}
-    return interleaved(calls, runs, clock=together)
+    busy = {layout: [] for layout in LAYOUTS}
+    calls = {layout: step(seq, heads, dim, layout, busy[layout]) for layout in LAYOUTS}
+    return {"wall": interleaved(calls, runs, clock=together), "cpu": {name: busy[name][1:] for name in busy}}
 
 
 def together() -> float:
@@ -42,25 +44,36 @@ def together() -> float:
     return time.perf_counter()
 
 
-def step(seq: int, heads: int, dim: int, layout: str):
-    """One forward and backward pass of this rank."""
+def step(seq: int, heads: int, dim: int, layout: str, busy: list[float]):
+    """One forward and backward pass of this rank; its CPU seconds go into `busy`."""
     at = positions(seq, dist.get_world_size(), dist.get_rank(), layout)
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, seq, dim, generator=draw)[:, :, at].requires_grad_() for _ in range(3))
-    return lambda: ring_attention(q, k, v, seq=seq, causal=True, layout=layout).sum().backward()
+
+    def call():
+        start = time.thread_time()
+        ring_attention(q, k, v, seq=seq, causal=True, layout=layout).sum().backward()
+        busy.append(time.thread_time() - start)
+
+    return call
 
 
 def timed(seconds: list[dict], seq: int, heads: int, dim: int) -> list[dict]:
-    """A row per layout: the slowest rank's seconds, and the median over rounds of contiguous / this layout."""
+    """A row per layout: the slowest rank, by both clocks, and the median over rounds of contiguous / this layout."""
     ranks = len(seconds)
-    slowest = {layout: [max(each) for each in zip(*(s[layout] for s in seconds), strict=True)] for layout in LAYOUTS}
+    wall, cpu = (
+        {layout: [max(each) for each in zip(*(s[clock][layout] for s in seconds), strict=True)] for layout in LAYOUTS}
+        for clock in ("wall", "cpu")
+    )
     return [
         {
             "case": f"{ranks} ranks, {seq} tokens",
             "layout": layout,
             "peer": "contiguous",
-            "seconds": round(statistics.median(slowest[layout]), 4),
-            "speed_over_peer": round(median_ratio(slowest["contiguous"], slowest[layout]), 2),
+            "seconds": round(statistics.median(wall[layout]), 4),
+            "speed_over_peer": round(median_ratio(wall["contiguous"], wall[layout]), 2),
+            "busiest_cpu_seconds": round(statistics.median(cpu[layout]), 4),
+            "cpu_over_peer": round(median_ratio(cpu["contiguous"], cpu[layout]), 2),
             "flops": 14 * heads * dim * sum(map(sum, work(seq, ranks, layout))),
             "max_over_mean_work": balance(seq, ranks, layout),
         }
