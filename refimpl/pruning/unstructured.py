@@ -65,8 +65,12 @@ def keep_largest_per_layer(scores: Mapping[str, Tensor], keep: int) -> dict[str,
 def keep_largest_per_row(scores: Float[Tensor, "rows cols"], keep: int) -> Bool[Tensor, "rows cols"]:
     """Exactly `keep` in every row: each output keeps as many inputs as every other. Equal scores: the first stay."""
     _check("keep_largest_per_row", keep, scores.shape[1])
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :keep], True)
+    if keep == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    smallest_kept = scores.kthvalue(scores.shape[1] - keep + 1, dim=1, keepdim=True).values
+    above, ties = scores > smallest_kept, scores == smallest_kept
+    room = keep - above.sum(1, keepdim=True)
+    return above | (ties & (ties.cumsum(1) <= room))
 
 
 def budgets(sizes: list[int], keep: int) -> list[int]:
@@ -93,7 +97,14 @@ def n_m_mask(scores: Float[Tensor, "rows cols"], n: int, m: int) -> Bool[Tensor,
     """The n largest of every m neighbours in a row. Tensor cores since Ampere multiply 2:4 at twice the rate."""
     if not 0 < n <= m or scores.shape[1] % m:
         raise ValueError(f"n_m_mask: {n}:{m} needs 0 < n <= m and rows of a multiple of {m}, given {scores.shape[1]}")
-    return keep_largest_per_row(scores.reshape(-1, m), n).view(scores.shape)
+    groups = scores.reshape(len(scores), -1, m)
+    better = torch.zeros_like(groups, dtype=torch.uint8)  # how many neighbours come before this one
+    for i in range(m):
+        other = groups[..., i : i + 1]
+        better += torch.where(
+            torch.arange(m, device=scores.device) > i, other >= groups, other > groups
+        )  # of equals the first comes first
+    return (better < n).view(scores.shape)
 
 
 def pack_n_m(

@@ -55,6 +55,8 @@ def test_of_equal_scores_the_first_stay():
     """The choice is the same on every machine."""
     assert keep_largest(torch.ones(2, 3), 4).tolist() == [[True, True, True], [True, False, False]]
     assert keep_largest_per_row(torch.ones(2, 3), 2).tolist() == [[True, True, False]] * 2
+    assert keep_largest_per_row(torch.ones(1, 3), 0).tolist() == [[False] * 3]
+    assert n_m_mask(torch.ones(1, 8), 2, 4).tolist() == [[True, True, False, False] * 2]
 
 
 def test_magnitude_equals_torchs_l1_unstructured():
