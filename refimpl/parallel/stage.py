@@ -50,7 +50,6 @@ class Stage:
                 if n + ahead < len(bundles):
                     rooms[(n + ahead) % len(rooms)].fill(bundles[n + ahead])
                 yield rooms[n % len(rooms)].read()
-                rooms[n % len(rooms)].read_until_here()
         finally:
             for room in rooms:
                 room.close()
@@ -97,7 +96,7 @@ class _Room:
     """Place on the device for the largest bundle of a stream; smaller ones use the front of it."""
 
     def __init__(self, stage: Stage, bundles):
-        self.stage, self.arrival, self.last_read = stage, None, None
+        self.stage, self.arrival = stage, None
         sizes = [max(x.numel() for x in kind) for kind in zip(*bundles, strict=True)]
         kinds = zip(sizes, bundles[0], strict=True)
         self.places = [torch.empty(size, dtype=like.dtype, device=stage.device) for size, like in kinds]
@@ -105,18 +104,15 @@ class _Room:
         stage.hold(self.nbytes)
 
     def fill(self, bundle):
-        """Start to bring a bundle in, as soon as the last reader of this room is through."""
+        """Start to bring a bundle in, once the compute that was asked for so far, this room's reader, is through."""
         pairs = zip(self.places, bundle, strict=True)
         self.views = [place[: chunk.numel()].view(chunk.shape) for place, chunk in pairs]
         self.stage.bytes_in += sum(chunk.nbytes for chunk in bundle)
-        self.arrival = self.stage._bus.bring(list(zip(self.views, bundle, strict=True)), self.last_read)
+        self.arrival = self.stage._bus.bring(list(zip(self.views, bundle, strict=True)))
 
     def read(self):
         self.stage._bus.await_arrival(self.arrival)
         return self.views
-
-    def read_until_here(self):
-        self.last_read = self.stage._bus.mark()
 
     def close(self):
         self.stage._bus.await_arrival(self.arrival)  # whatever is still on its way must not land in freed memory
@@ -131,7 +127,7 @@ class _ThreadBus:
         self.stage = stage
         self.inward, self.outward = ThreadPoolExecutor(1, "inward"), ThreadPoolExecutor(1, "outward")
 
-    def bring(self, pairs, after) -> Future:
+    def bring(self, pairs) -> Future:
         return self.inward.submit(self._carry, pairs, False)  # the last reader is through: it ran before this call
 
     def send(self, x, target, adds) -> Future:
@@ -150,9 +146,6 @@ class _ThreadBus:
             arrival.result()
         self.stage.waited_s += time.perf_counter() - start
 
-    def mark(self):
-        return None
-
 
 class _StreamBus:
     """PCIe on CUDA: a stream inward, a stream outward, and events between them and the compute stream."""
@@ -162,9 +155,8 @@ class _StreamBus:
         self.inward, self.outward = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
         self.adder = ThreadPoolExecutor(1, "adder")
 
-    def bring(self, pairs, after):
-        # Rooms are new memory to this stream: what the compute stream did to it before must be over.
-        self.inward.wait_event(after or self.mark())
+    def bring(self, pairs):
+        self.inward.wait_event(self._compute_so_far())  # not later compute: that one runs beside this transfer
         with torch.cuda.stream(self.inward):
             for target, x in pairs:
                 target.copy_(x, non_blocking=True)
@@ -173,7 +165,7 @@ class _StreamBus:
 
     def send(self, x, target, adds):
         landing = self.stage._room_on_host(x) if adds else target
-        self.outward.wait_event(self.mark())
+        self.outward.wait_event(self._compute_so_far())
         with torch.cuda.stream(self.outward):
             landing.copy_(x, non_blocking=True)
             x.record_stream(self.outward)
@@ -190,5 +182,5 @@ class _StreamBus:
         if arrival is not None:
             torch.cuda.current_stream(self.device).wait_event(arrival)
 
-    def mark(self):
+    def _compute_so_far(self):
         return torch.cuda.current_stream(self.device).record_event()

@@ -5,13 +5,17 @@ place each thread calls `init_process_group` as if it were alone. Tests of whole
 """
 
 import datetime
+import os
 import sys
 import threading
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed import multi_threaded_pg
+
+from refimpl.parallel.launch import LOOPBACK
 
 SECONDS = 15  # a rank that waits for another one that has failed
 one_world_at_a_time = threading.Lock()
@@ -35,7 +39,7 @@ def run_ranks(ranks: int, function: Callable, *args, **kwargs) -> list:
         except Exception as error:
             errors.append(error)
 
-    with one_world_at_a_time:
+    with one_world_at_a_time, mock.patch.dict(os.environ, {"GLOO_SOCKET_IFNAME": LOOPBACK}):
         multi_threaded_pg._install_threaded_pg()
         torch._C._distributed_c10d._set_thread_isolation_mode(True)  # every thread names its groups for itself
         try:

@@ -128,8 +128,9 @@ def test_chunks_arrive_while_the_device_computes():
             time.sleep(0.03)
         return stage.waited_s
 
-    assert waited(1) >= 5 * 0.02
-    assert 0.02 <= waited(2) < 0.06
+    single, double = waited(1), waited(2)
+    assert single >= 5 * 0.02 and double >= 0.02
+    assert double < 0.6 * single  # 0.2 where nobody else needs the processor
 
 
 def test_a_chunk_is_not_overwritten_while_it_is_read():
@@ -162,12 +163,12 @@ def test_the_smallest_chunk_that_hides_its_transfer_is_chosen():
         choose_chunk(timings[:2])
 
 
-def test_measured_compute_grows_faster_than_measured_transfer():
-    """On this machine with an imitated bus: eight times the chunk is 64 times the work and 8 times the bytes."""
-    stage = Stage(bytes_per_s=2e7)
-    small, large = measure_chunks([128, 1024], heads=4, kv_heads=2, dim=64, stage=stage)
-    assert small.transfer_s >= 2 * 2 * 128 * 64 * 4 / 2e7
-    assert large.compute_s / large.transfer_s > small.compute_s / small.transfer_s
+def test_every_size_is_measured_and_no_transfer_is_faster_than_the_bus():
+    """Compute and transfer apart: the transfer of keys and values alone takes their bytes over the bus's rate."""
+    timings = measure_chunks([16, 64], heads=4, kv_heads=2, dim=8, stage=Stage(bytes_per_s=1e6), repeats=2)
+    assert [timing.chunk for timing in timings] == [16, 64]
+    for chunk, compute_s, transfer_s in timings:
+        assert compute_s > 0 and transfer_s >= 2 * 2 * chunk * 8 * 4 / 1e6
 
 
 def test_the_balance_point_is_where_compute_and_transfer_meet():

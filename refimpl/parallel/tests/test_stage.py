@@ -80,9 +80,9 @@ def test_a_room_is_filled_again_only_after_the_compute_that_read_it(recorder):
     text = [entry for entry in recorder.log if "keeps" not in entry]
     copies = [i for i, entry in enumerate(text) if entry == "inward copies"]
     assert len(copies) == 3 and copies[1] < text.index("compute 0") < copies[2] < text.index("compute 1")
-    after_first = text[text.index("compute 0") + 1]
-    assert after_first.startswith("compute records ")
-    assert text[copies[2] - 1] == f"inward waits for {after_first.split()[-1]}"
+    between = text[text.index("compute 0") : copies[2]]
+    assert [entry.split()[:2] for entry in between[1:]] == [["compute", "records"], ["inward", "waits"]]
+    assert between[1].split()[-1] == between[2].split()[-1]
     for n, copy in enumerate(copies):
         arrival = text[copy + 1].removeprefix("inward records ")
         assert text.index(f"compute waits for {arrival}") < text.index(f"compute {n}")
