@@ -157,7 +157,7 @@ def test_the_first_two_rows_of_the_llama_3_table_hold_and_the_third_needs_dp_8()
 
 
 def test_the_printed_utilizations_are_those_of_the_h100_but_for_41_percent():
-    """430, 400 and 380 TFLOP/s are 43.5, 40.4 and 38.4 % of 989; 41 does not follow, and 43 is cut off."""
+    """430, 400 and 380 TFLOP/s are 43.5, 40.4 and 38.4 % of 989, so 43 and 38 are right and 41 does not follow."""
     assert [round(run.utilization, 1) for run in LLAMA3_TABLE] == [43.5, 40.4, 38.4]
     assert [abs(run.utilization - run.mfu) < 0.5 for run in LLAMA3_TABLE] == [True, False, True]
 
