@@ -26,7 +26,7 @@ import torch.distributed as dist
 from refimpl.attention import check_qkv
 from refimpl.flash_attention.eager import flash_backward, flash_forward
 from refimpl.online_softmax.eager import empty_state, finish, merge
-from refimpl.parallel.ring import spans
+from refimpl.parallel.ring import as_state, spans, wide, widened
 from refimpl.parallel.stage import Stage
 from refimpl.parallel.ulysses import check_shards, fit_kv_heads, gather_heads, gather_tokens, kv_heads_of
 from refimpl.shapes import Float, Int, Tensor
@@ -109,11 +109,11 @@ def _forward(stage, causal, scale, q, k, v):
     out, lse = [], []
     with closing(keys):
         for i, (Q,) in enumerate(stage.stream([(x,) for x in q], buffers=1)):
-            state = empty_state(Q.shape[:-1], Q.shape[-1], dtype=_wide(Q.dtype), device=Q.device)
+            state = empty_state(Q.shape[:-1], Q.shape[-1], dtype=wide(Q.dtype), device=Q.device)
             for j in seen[i]:
                 K, V = next(keys)
-                part, part_lse = flash_forward(*_widened(Q, K, V), causal=causal and i == j, scale=scale)
-                state = merge(state, (part_lse, torch.ones_like(part_lse), part))
+                part, part_lse = flash_forward(*widened(Q, K, V), causal=causal and i == j, scale=scale)
+                state = merge(state, as_state(part, part_lse))
             done, done_lse = finish(state)
             out.append(stage.store(done.to(Q.dtype)))
             lse.append(stage.store(done_lse))
@@ -125,14 +125,14 @@ def _backward(stage, causal, scale, q, k, v, out, lse, d_out):
     """Outer loop over keys, inner over the queries that see them: dk and dv stay, dq adds up on the host."""
     seen_by = [range(j if causal else 0, len(q)) for j in range(len(k))]
     queries = stage.stream([(q[i], out[i], d_out[i], lse[i]) for s in seen_by for i in s], buffers=stage.buffers)
-    dq, dk, dv = [stage.on_host(torch.zeros_like(x, dtype=_wide(x.dtype))) for x in q], [], []
+    dq, dk, dv = [stage.on_host(torch.zeros_like(x, dtype=wide(x.dtype))) for x in q], [], []
     with closing(queries):
         for j, (K, V) in enumerate(stage.stream(list(zip(k, v, strict=True)), buffers=1)):
-            dK, dV = (torch.zeros_like(x, dtype=_wide(x.dtype)) for x in (K, V))
+            dK, dV = (torch.zeros_like(x, dtype=wide(x.dtype)) for x in (K, V))
             for i in seen_by[j]:
                 Q, O, dO, L = next(queries)
-                wide = _widened(Q, K, V, O, L, dO)
-                part, part_k, part_v = flash_backward(*wide, causal=causal and i == j, scale=scale)
+                tensors = widened(Q, K, V, O, L, dO)
+                part, part_k, part_v = flash_backward(*tensors, causal=causal and i == j, scale=scale)
                 stage.add(dq[i], part)
                 dK += part_k
                 dV += part_v
@@ -173,7 +173,7 @@ def predicted(
     """
     sizes = [len(chunk) for chunk in spans(seq, chunks)]
     q, kv = batch * heads * dim * dtype.itemsize, 2 * batch * kv_heads * dim * dtype.itemsize  # per token
-    lse, dq = batch * heads * _wide(dtype).itemsize, batch * heads * dim * _wide(dtype).itemsize
+    lse, dq = batch * heads * wide(dtype).itemsize, batch * heads * dim * wide(dtype).itemsize
     keys_fetched = sum(accumulate(sizes)) if causal else chunks * seq
     queries_fetched = sum(accumulate(reversed(sizes))) if causal else chunks * seq
     rooms, longest = min(buffers, chunks * (chunks + 1) // 2), sizes[0]
@@ -253,11 +253,3 @@ def _groups(tensors, size):
 
 def _thirds(tensors):
     return _groups(tensors, len(tensors) // 3)
-
-
-def _wide(dtype):
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _widened(*tensors):
-    return [x.to(_wide(x.dtype)) for x in tensors]

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from refimpl.attention import check_qkv
 from refimpl.flash_attention.eager import flash_backward, flash_forward
-from refimpl.online_softmax.eager import empty_state, finish, merge
+from refimpl.online_softmax.eager import State, empty_state, finish, merge
 from refimpl.shapes import Float, Int, Tensor
 
 __all__ = ["LAYOUTS", "Tile", "positions", "ring_attention", "sent_bytes", "shard", "spans", "tile", "unshard", "work"]
@@ -133,7 +133,7 @@ def sent_bytes(
     passed = [tokens(seq, ranks, (rank - step) % ranks, layout) for step in range(ranks)]
     per_token = 2 * batch * kv_heads * dim
     there = sum(passed[:-1]) * per_token * dtype.itemsize
-    home = sum(passed) * per_token * _wide(dtype).itemsize if ranks > 1 else 0
+    home = sum(passed) * per_token * wide(dtype).itemsize if ranks > 1 else 0
     return there, there + home
 
 
@@ -185,20 +185,20 @@ class _Ring:
 
     def forward(self, q, k, v):
         self._check(q, k, v)
-        state = empty_state(q.shape[:-1], q.shape[-1], dtype=_wide(q.dtype), device=q.device)
+        state = empty_state(q.shape[:-1], q.shape[-1], dtype=wide(q.dtype), device=q.device)
         kv = torch.stack((k, v))
         for step in range(self.ranks):
             hop = self._pass_on(kv, step) if step < self.ranks - 1 else None
             if part := self._tile(step):
                 rows, (k, v) = part.rows, kv[..., part.cols, :]
-                done, lse = flash_forward(*_widened(q[:, :, rows], k, v), causal=part.causal, scale=self.scale)
+                done, lse = flash_forward(*widened(q[:, :, rows], k, v), causal=part.causal, scale=self.scale)
                 _take_in(state, rows, done, lse)
             kv = hop.wait() if hop else kv
         out, lse = finish(state)
         return out.to(q.dtype), lse
 
     def backward(self, q, k, v, out, lse, d_out):
-        dq = torch.zeros_like(q, dtype=_wide(q.dtype))
+        dq = torch.zeros_like(q, dtype=wide(q.dtype))
         kv, d_kv, way_home = torch.stack((k, v)), None, None
         for step in range(self.ranks):
             hop = self._pass_on(kv, step) if step < self.ranks - 1 else None
@@ -206,7 +206,7 @@ class _Ring:
             if part:
                 rows, (k, v) = part.rows, kv[..., part.cols, :]
                 mine = (x[:, :, rows] for x in (out, lse, d_out))
-                gradients = flash_backward(*_widened(q[:, :, rows], k, v, *mine), causal=part.causal, scale=self.scale)
+                gradients = flash_backward(*widened(q[:, :, rows], k, v, *mine), causal=part.causal, scale=self.scale)
             # What the ranks before us found for this block arrived while we computed our share.
             d_kv = way_home.wait() if way_home else torch.zeros_like(kv, dtype=dq.dtype)
             if part:
@@ -253,16 +253,22 @@ class _Hop:
 
 
 def _take_in(state, rows, out, lse):
-    """Merge a finished result into the running state, in place. Finished means divided by l: m = lse, l = 1."""
-    merged = merge(tuple(x[:, :, rows] for x in state), (lse, torch.ones_like(lse), out))
+    """Merge a finished result into the running state of some rows, in place."""
+    merged = merge(tuple(x[:, :, rows] for x in state), as_state(out, lse))
     for whole, part in zip(state, merged, strict=True):
         whole[:, :, rows] = part
 
 
-def _wide(dtype):
+def as_state(out: Tensor, lse: Tensor) -> State:
+    """A finished result as a state that merges: it has been divided by l, so m = lse, l = 1, o = out."""
+    return lse, torch.ones_like(lse), out
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
     """The precision of sums over blocks: float32 for half precision, else the inputs' own."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def _widened(*tensors):
-    return [x.to(_wide(x.dtype)) for x in tensors]
+def widened(*tensors: Tensor) -> list[Tensor]:
+    """Each tensor in the precision of sums; no copy where it has it."""
+    return [x.to(wide(x.dtype)) for x in tensors]

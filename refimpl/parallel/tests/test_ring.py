@@ -5,12 +5,14 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 from refimpl.experiments.sequence_parallel import DIM, accounted, inputs, largest_error, on_this_rank, whole
 from refimpl.flash_attention import flash_attention
 from refimpl.parallel import ring
 from refimpl.parallel.ring import LAYOUTS, positions, ring_attention, shard, spans, tile, tokens, unshard, work
 from refimpl.parallel.tests.ranks import run_ranks
+from refimpl.transformer import EncoderBlock, TransformerConfig
 
 EXACT = 1e-12
 seqs, ranks_, layouts = st.integers(1, 40), st.integers(1, 5), st.sampled_from(LAYOUTS)
@@ -174,6 +176,44 @@ def test_the_next_block_travels_while_this_one_is_computed(monkeypatch):
     # keys on their way, compute, gradients on their way; compute beside them; both arrive; the gradients' last hop
     backward = ["start", "compute", "start", "wait", "compute", "wait", "start", "wait"]
     assert events == {0: forward + backward, 1: forward + backward}
+
+
+def block_on_shards(seq):
+    """A transformer block over this rank's tokens: its output, and its weights' gradients summed over the ranks."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    at = positions(seq, ranks, rank, "zigzag")
+
+    def attend(q, k, v, *, causal, mask=None):
+        return ring_attention(q, k, v, seq=seq, causal=True, layout="zigzag")
+
+    out, gradients = block_pass(attend, seq, at)
+    for gradient in gradients:
+        dist.all_reduce(gradient)
+    return at, out, gradients
+
+
+def block_pass(attend, seq, at):
+    """Forward and backward of one block on some tokens of a fixed input."""
+    block = EncoderBlock(TransformerConfig(vocab=1, model=16, heads=4, layers=1, attend=attend)).double()
+    draw = torch.Generator().manual_seed(3)
+    for weight in block.parameters():
+        torch.nn.init.normal_(weight, std=0.2, generator=draw)
+    x, d_out = (torch.randn(2, seq, 16, generator=draw, dtype=torch.float64)[:, at] for _ in range(2))
+    out = block(x)
+    out.backward(d_out)
+    return out.detach(), [weight.grad for weight in block.parameters()]
+
+
+def test_a_transformer_block_needs_nothing_else_to_run_on_shards():
+    """Everything but attention works token by token: `attend` is the ring, gradients of weights add up over ranks."""
+
+    def attend(q, k, v, *, causal, mask=None):
+        return flash_attention(q, k, v, causal=True)
+
+    want, want_gradients = block_pass(attend, 21, slice(None))
+    for at, out, gradients in run_ranks(3, block_on_shards, 21):
+        assert_close(out, want[:, at], rtol=0, atol=EXACT)
+        assert_close(gradients, want_gradients, rtol=0, atol=1e-11)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
