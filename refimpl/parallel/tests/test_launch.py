@@ -189,12 +189,19 @@ def test_no_process_outlives_its_caller(sent, folder, alive):
         (lambda: launch(print, 0), "at least 1"),
         (lambda: launch(print, 2, timeout=0), "above 0 seconds"),
         (lambda: launch(print, 2, nnodes=2), "'slurm' or 'kubernetes'"),
+        (lambda: launch(print, 2, engine="pigeons"), "choose 'local', "),
     ],
 )
 def test_a_call_that_cannot_work_is_refused_before_anything_starts(call, message):
     """In words, with the way out."""
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_result_in_place_of_a_function_is_refused():
+    """launch(f(x), 2) is an easy slip; the message shows the right form."""
+    with pytest.raises(TypeError, match=r"launch\(f, 2, x\)"):
+        launch_module._check("f(x)", 2, 60, "local", 1)
 
 
 def test_an_argument_that_cannot_travel_is_named(folder):
