@@ -158,6 +158,7 @@ def test_without_a_sandbox_the_witnesses_see_the_attacks_succeed():
     """The control: in T0 secrets are read, files are left and a neighbour dies, and each is reported as such."""
     names = ["secrets read", "traces left everywhere", "signals to others", "nan everywhere"]
     made = campaign.run_column("T0", "nobody", choose(names, False))
+    assert set(names) <= set(made.results), made
     seen = {name: " ".join(made.results[name]["faults"]) for name in names}
     assert "CANARY-" in seen["secrets read"] and "its process sent a secret" in seen["secrets read"]
     assert "came: " in seen["traces left everywhere"]

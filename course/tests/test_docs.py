@@ -18,7 +18,8 @@ CODE = re.compile(r"`([^`\n]+)`")
 MAKE = re.compile(r"\bmake ([a-z][a-z0-9]*)\b")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 COURSE_KEYS = {
-    "course_id", "title", "exchange", "term", "deadlines", "late", "weights", "grading", "slurm", "machines",
+    "course_id", "title", "exchange", "term", "deadlines", "late", "weights", "grading", "slurm", "cluster",
+    "kubernetes", "machines",
 }  # fmt: skip
 
 

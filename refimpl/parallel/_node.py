@@ -3,7 +3,8 @@
     python _node.py FOLDER
 
 FOLDER is shared by all nodes. Node 0 picks a free port and writes `rendezvous`; each node completes the command in
-`agent.json` with what only it knows, and runs it; the file `stop` asks the ranks for their stacks and then ends them, as does a signal to this process.
+`command.json` with what only it knows, and runs it. The file `stop` asks the ranks for their stacks and then ends them,
+as does a signal to this process.
 """
 
 import json
@@ -25,7 +26,7 @@ def main(folder: str) -> int:
     shared, node = Path(folder), index(os.environ)
     address = own_address()
     known = {"node": node, "endpoint": meet(shared, node, address), "address": address, "host": str(node == 0).lower()}
-    line = [word.format_map(known) for word in json.loads((shared / "agent.json").read_text())]
+    line = [word.format_map(known) for word in json.loads((shared / "command.json").read_text())]
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
     with (shared / f"agent{node}.log").open("wb") as log:
         agent = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from refimpl.parallel._failure import LaunchError
 from refimpl.parallel.launch import START_SECONDS, Job
@@ -23,6 +23,7 @@ __all__ = ["ENGINES", "Cluster", "Kubernetes", "manifest", "run_on_kubernetes", 
 
 NODE = Path(__file__).with_name("_node.py")
 QUEUE_SECONDS = 3600  # that a job may wait for its nodes
+PATIENCE_SECONDS = 10  # after which a caller wants to know what it waits for
 STOP_SECONDS = 30  # for the nodes to write their stacks and end
 MEETING = (  # torchrun must be told who is host and where it is: it would look up a name that may be another's
     "--rdzv-backend=c10d", "--rdzv-id={name}", "--rdzv-endpoint={endpoint}",
@@ -38,7 +39,7 @@ class Settings:
     """One table of course.toml."""
 
     @classmethod
-    def read(cls, table: str) -> Self:
+    def read(cls, table: str) -> Any:
         """From `$COURSE_TOML`, else from the course that holds this package; the defaults where there is none."""
         default = Path(__file__).resolve().parents[2] / "course" / "course.toml"
         path = Path(os.environ.get("COURSE_TOML", default))
@@ -56,8 +57,8 @@ class Cluster(Settings):
     partition: str = ""  # "": the cluster's default
     account: str = ""
     minutes: int = 30  # at most
-    cores: int = 2  # of a process
-    memory_gb: int = 4  # of a process
+    cores: int = 1  # of a process
+    memory_gb: int = 2  # of a process
     gpus: int = 0  # of a process
     interface: str = ""  # of the network between the nodes, for gloo and NCCL; "": what the node's name leads to
 
@@ -90,9 +91,9 @@ class Kubernetes(Settings):
     claim: str = ""  # the PersistentVolumeClaim with the notebook's folder; many nodes mount it (ReadWriteMany)
     mount: str = "/home/jovyan"  # where the notebook has it
     minutes: int = 30
-    cores: int = 2
-    memory_gb: int = 4
-    gpus: int = 0
+    cores: int = 1  # of a process
+    memory_gb: int = 2  # of a process
+    gpus: int = 0  # of a process
     queue: str = ""  # a LocalQueue of Kueue, which starts all pods or none
 
 
@@ -100,21 +101,24 @@ class Kubernetes(Settings):
 
 
 def node_command(job: Job) -> list[str]:
-    """The command of each node; what it starts there is left in `agent.json` for it to complete."""
+    """The command of each node; what it starts there is left in `command.json` for it to complete."""
     options = [option.replace("{name}", job.folder.name) for option in MEETING]
     line = job.agent("{node}", *options)
-    (job.folder / "agent.json").write_text(json.dumps(line))
+    (job.folder / "command.json").write_text(json.dumps(line))
     return [sys.executable, str(NODE), str(job.folder)]
 
 
 def wait(job: Job, running: Callable[[], bool], why_waiting: Callable[[], str]) -> None:
     """Return when no node runs any more; raise when time is up: for the queue, for the start, for fn."""
-    begun, started, entered = time.monotonic(), None, None
+    begun, started, entered, told = time.monotonic(), None, None, False
     while running():
         job.show_output()
         now = time.monotonic()
         started = started or (now if (job.folder / "rendezvous").exists() else None)
         entered = entered or (now if job.ready() else None)
+        if not told and started is None and now > begun + PATIENCE_SECONDS:
+            told = True
+            print(f"launch: waiting for its nodes: {why_waiting()}", flush=True)
         if started is None and now > begun + QUEUE_SECONDS:
             raise LaunchError(f"launch: not started within {QUEUE_SECONDS} s: {why_waiting()}", job.folder)
         if started and now > (entered + job.timeout if entered else started + START_SECONDS):
@@ -144,9 +148,13 @@ def run_on_slurm(job: Job) -> None:
     executor = submitit.AutoExecutor(folder=job.folder / "slurm", cluster="slurm")
     executor.update_parameters(**cluster.parameters(job))
     executor.update_parameters(slurm_setup=exports(cluster.interface))
-    submitted = executor.submit(submitit.helpers.CommandFunction(node_command(job), verbose=False))
     try:
-        wait(job, lambda: state(submitted.job_id) in ALIVE, lambda: f"{state(submitted.job_id)} as {submitted.job_id}")
+        submitted = executor.submit(submitit.helpers.CommandFunction(node_command(job), verbose=False))
+    except submitit.core.utils.FailedJobError as refused:
+        hint = "[cluster] in course/course.toml says what a process gets"
+        raise LaunchError(f"launch: SLURM refuses the job: {str(refused).strip()}\n{hint}", job.folder) from refused
+    try:
+        wait(job, lambda: state(submitted.job_id).startswith(ALIVE), lambda: state(submitted.job_id))
     finally:
         subprocess.run(["scancel", submitted.job_id], capture_output=True, check=False)
 
@@ -155,12 +163,12 @@ ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPEND
 
 
 def state(job_id: str) -> str:
-    """As the controller says; a job that it has forgotten has ended."""
-    line = ["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job_id}"]
+    """STATE REASON as the controller says; a job that it has forgotten has ended."""
+    line = ["squeue", "--noheader", "--states=all", "--format=%T %r", f"--jobs={job_id}"]
     said = subprocess.run(line, capture_output=True, text=True, check=False)
     if said.returncode and "Invalid job id" not in said.stderr:
-        return "PENDING"  # the controller is not there; it may come back
-    return (said.stdout.split() or ["GONE"])[0]
+        return "PENDING: the controller does not answer"  # it may come back
+    return said.stdout.strip() or "GONE"
 
 
 def exports(interface: str) -> list[str]:

@@ -124,7 +124,7 @@ class Job:
         (self.folder / "payload.pkl").write_bytes(payload)
         (self.folder / "alive").touch()
 
-    def agent(self, node: int, *options: str) -> list[str]:
+    def agent(self, node: int | str, *options: str) -> list[str]:
         """The command of one node: torchrun, with `options` that say how the nodes meet, over the runner."""
         size = [f"--nnodes={self.nnodes}", f"--nproc-per-node={self.nproc}"]
         logs = f"--log-dir={self.folder / 'torchrun'}"  # else it leaves a folder in /tmp each time
