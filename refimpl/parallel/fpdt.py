@@ -55,25 +55,29 @@ def fpdt_attention(
     dv) and one tile of scores. Raises ValueError where the shards or the number of chunks do not fit.
     """
     ranks, rank = (dist.get_world_size(group), dist.get_rank(group)) if dist.is_initialized() else (1, 0)
-    stage, seq, heads = stage or Stage(), q.shape[2] if seq is None else seq, q.shape[1]
+    stage, seq = stage or Stage(), q.shape[2] if seq is None else seq
+    heads, kv_heads = q.shape[1], k.shape[1]
     scale = check_qkv(q, k, v, scale, where="fpdt_attention")
     if not 1 <= chunks <= seq:
         raise ValueError(f"fpdt_attention: {seq} tokens make 1 to {seq} chunks, given chunks={chunks}")
     held = [spans(len(chunk), ranks) for chunk in spans(seq, chunks)]  # [chunk][rank]
     local = [len(pieces[rank]) for pieces in held]
     check_shards("fpdt_attention", q, k, seq, ranks, rank, sum(local))
-    dealt = (spans(heads, ranks), *[kv_heads_of(heads, k.shape[1], ranks)] * 2)
-    parts = [x.split(local, dim=2) for x in (q, k, v)]
+    q, k, v = (x.split(local, dim=2) for x in (q, k, v))
     if ranks > 1:
-        parts = [
-            [gather_tokens(x.to(stage.device), own, pieces, group).cpu() for x, pieces in zip(part, held, strict=True)]
-            for part, own in zip(parts, dealt, strict=True)
-        ]
-        parts[1:] = [[fit_kv_heads(x, heads, k.shape[1], ranks, rank) for x in part] for part in parts[1:]]
-    out = _FPDT.apply(stage, causal, scale, *parts[0], *parts[1], *parts[2])
+        dealt, needed = spans(heads, ranks), kv_heads_of(heads, kv_heads, ranks)
+        q = _exchange(gather_tokens, q, dealt, held, stage, group)
+        k, v = (_exchange(gather_tokens, x, needed, held, stage, group) for x in (k, v))
+        k, v = ([fit_kv_heads(x, heads, kv_heads, ranks, rank) for x in part] for part in (k, v))
+    out = _FPDT.apply(stage, causal, scale, *q, *k, *v)
     if ranks > 1:
-        out = [gather_heads(x.to(stage.device), dealt[0], p, group).cpu() for x, p in zip(out, held, strict=True)]
+        out = _exchange(gather_heads, out, dealt, held, stage, group)
     return torch.cat(out, dim=2)
+
+
+def _exchange(way, chunks, heads_of, held, stage, group):
+    """Each chunk through an all-to-all, on the device because NCCL knows no other place, and back to the host."""
+    return [way(x.to(stage.device), heads_of, pieces, group).cpu() for x, pieces in zip(chunks, held, strict=True)]
 
 
 def fpdt_positions(seq: int, chunks: int, ranks: int, rank: int) -> Int[Tensor, "local"]:

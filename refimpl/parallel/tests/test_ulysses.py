@@ -99,7 +99,7 @@ def counted(seq, heads, kv_heads):
 
 
 @given(st.integers(1, 30), st.integers(1, 4), st.sampled_from(HEADS))
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 def test_counted_bytes_are_the_formulas(seq, ranks, heads):
     """Each rank, each pass, whatever divides."""
     assert all(sent == formula for sent, formula in run_ranks(ranks, counted, seq, *heads))
