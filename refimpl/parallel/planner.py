@@ -8,7 +8,8 @@ forward pass for checkpointing. Traffic is the payload that one rank sends per s
 
     data      Ψ parameters of a rank among N: all-reduce 2Ψ (N-1)/N, in weights; ZeRO-1 the same in two halves; ZeRO-2
               reduces after every micro-batch, ZeRO-3 gathers twice and reduces once for each: 3Ψ (N-1)/N
-    tensor    4 all-reduces of the residual stream per layer, 6 with checkpointing (Shoeybi et al. 2019)
+    tensor    4 all-reduces of the residual stream per layer, 6 with checkpointing, and one each for embedding and head
+              (Shoeybi et al. 2019); three numbers per token at the loss are left out
     context   per layer what `ulysses.sent_bytes` or `ring.sent_bytes` says, the forward's share twice if recomputed
     pipeline  the residual stream onward, its gradient back
     host      layer inputs out and in; FPDT's chunks
@@ -133,14 +134,15 @@ def traffic(model: ModelShape, methods: Methods, *, tokens: int, batch: int = 1)
     stream = message_bytes(model, batch=methods.micro_batch, tokens=ceil_div(tokens, methods.context))["pipeline"]
     all_reduce = all_reduce_bytes(stream // HALF, HALF, 0, methods.tensor) if methods.tensor > 1 else 0
     forth, back = _context(model, methods, tokens)
-    per_layer = {
-        "tensor": all_reduce * (6 if again else 4),
-        "context": (2 if again else 1) * forth + back,
-        "host": _host(model, methods, part, tokens),
+    ends = 2 if methods.pipeline == 1 else 1  # the first of several stages has the embedding and not the head
+    per_micro_batch = {
+        "tensor": all_reduce * ((6 if again else 4) * part.layers + ends),
+        "context": ((2 if again else 1) * forth + back) * part.layers,
+        "pipeline": 2 * stream if methods.pipeline > 1 else 0,
+        "host": _host(model, methods, part, tokens) * part.layers,
     }
-    sent = {axis: each * part.layers * part.micro_batches for axis, each in per_layer.items()}
-    onward = 2 * stream * part.micro_batches if methods.pipeline > 1 else 0
-    return {"data": _data(methods, part), "pipeline": onward, **sent}
+    sent = {axis: part.micro_batches * each for axis, each in per_micro_batch.items()}
+    return {"data": _data(methods, part), **sent}
 
 
 def _data(methods: Methods, part: Share) -> int:

@@ -366,10 +366,11 @@ def test_micro_batches_repeat_what_zero_sends_for_each():
 
 
 def test_tensor_parallelism_reduces_the_residual_stream_four_times_per_layer():
-    """2 forward, 2 backward, 2 again with checkpointing; each 2 n (t-1)/t bytes."""
+    """2 forward, 2 backward, 2 again with checkpointing; each 2 n (t-1)/t bytes; embedding and head one more each."""
     all_reduce = 2 * (32 * 64 * 2) * 3 // 4
-    assert traffic(SMALL, Methods(tensor=4), tokens=32)["tensor"] == 4 * 4 * all_reduce
-    assert traffic(SMALL, Methods(tensor=4, checkpoint="device"), tokens=32)["tensor"] == 4 * 6 * all_reduce
+    assert traffic(SMALL, Methods(tensor=4), tokens=32)["tensor"] == (4 * 4 + 2) * all_reduce
+    assert traffic(SMALL, Methods(tensor=4, checkpoint="device"), tokens=32)["tensor"] == (4 * 6 + 2) * all_reduce
+    assert traffic(SMALL, Methods(tensor=4, pipeline=2), tokens=32)["tensor"] == (2 * 4 + 1) * all_reduce
 
 
 @pytest.mark.parametrize("batch", [1, 2])
