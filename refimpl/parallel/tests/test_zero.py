@@ -141,6 +141,29 @@ def test_micro_batches_add_up(stage):
         assert difference(rank["state"], alone(ODD)) < 1e-6
 
 
+def clipped(model, stage):
+    """A step of SGD, which unlike Adam shows a wrong scale: the norms seen, and the weights."""
+    model = copy.deepcopy(model)
+    zero, norms = Zero(model, SGD, stage=stage, units=model.layers), []
+    for ids in batches(11):
+        loss(model, ids.chunk(dist.get_world_size())[dist.get_rank()]).backward()
+        norms.append(zero.clip_grad_norm(0.1).item())
+        zero.step()
+    return norms, zero.state_dict()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_clipping_is_by_the_norm_of_the_whole_gradient(stage, ranks):
+    """A rank knows the squares of its shards alone; all ranks scale alike, as one process would."""
+    model, reference = TinyLM(**ODD), alone(ODD, 0.1, SGD)
+    loss(model, batches(11)[0]).backward()
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+    for norms, state in run_ranks(ranks, clipped, TinyLM(**ODD), stage):
+        assert norms[0] == pytest.approx(norm, rel=1e-5) and norm > 0.1
+        assert difference(state, reference) < 1e-6
+
+
 def after_forward(model, stage, prefetch):
     """Bytes alive between the passes, at the peak, and which units are here, before and after the backward pass."""
     model = copy.deepcopy(model)
