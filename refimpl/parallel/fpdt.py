@@ -93,7 +93,7 @@ class _FPDT(torch.autograd.Function):
     def forward(ctx, stage, causal, scale, *tensors):
         ctx.stage, ctx.causal, ctx.scale = stage, causal, scale
         tensors = [stage.on_host(x) for x in tensors]
-        out, lse = _forward(stage, causal, scale, *_thirds(tensors))
+        out, lse = forward_chunks(stage, causal, scale, *_thirds(tensors))
         ctx.save_for_backward(*tensors, *out, *lse)
         return tuple(out)
 
@@ -102,12 +102,14 @@ class _FPDT(torch.autograd.Function):
     def backward(ctx, *d_out):
         q, k, v, out, lse = _groups(ctx.saved_tensors, len(d_out))
         d_out = [ctx.stage.on_host(x) for x in d_out]
-        dq, dk, dv = _backward(ctx.stage, ctx.causal, ctx.scale, q, k, v, out, lse, d_out)
+        dq, dk, dv = backward_chunks(ctx.stage, ctx.causal, ctx.scale, q, k, v, out, lse, d_out)
         return None, None, None, *dq, *dk, *dv
 
 
-def _forward(stage, causal, scale, q, k, v):
-    """Outer loop over queries, inner over the keys that they see."""
+def forward_chunks(
+    stage: Stage, causal: bool, scale: float | None, q: list[Tensor], k: list[Tensor], v: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Chunks of out and lse, on the host as all chunks are. Outer loop over queries, inner over the keys they see."""
     seen = [range(i + 1 if causal else len(k)) for i in range(len(q))]
     keys = stage.stream([(k[j], v[j]) for js in seen for j in js], buffers=stage.buffers)
     out, lse = [], []
@@ -125,7 +127,7 @@ def _forward(stage, causal, scale, q, k, v):
     return out, lse
 
 
-def _backward(stage, causal, scale, q, k, v, out, lse, d_out):
+def backward_chunks(stage, causal, scale, q, k, v, out, lse, d_out):
     """Outer loop over keys, inner over the queries that see them: dk and dv stay, dq adds up on the host."""
     seen_by = [range(j if causal else 0, len(q)) for j in range(len(k))]
     queries = stage.stream([(q[i], out[i], d_out[i], lse[i]) for s in seen_by for i in s], buffers=stage.buffers)

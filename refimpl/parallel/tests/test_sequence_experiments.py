@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from refimpl.bench.cases import fpdt as bench_fpdt
 from refimpl.bench.cases import parallel_ring
 from refimpl.experiments import row_34, row_35, row_37
 from refimpl.parallel.ring import LAYOUTS
@@ -106,3 +107,31 @@ def test_a_slow_or_unequal_zigzag_is_a_problem():
         "zigzag is 1.1 times as fast as contiguous, 1.2 asked",
         "zigzag, 4 ranks: largest over mean work is 1.2, 1 asked",
     ]
+
+
+def test_the_benchmark_compares_one_buffer_with_two(monkeypatch):
+    """The whole path at 64 tokens; two buffers hold (q + 2 kv) / u where one holds (q + kv) / u."""
+    monkeypatch.setattr(bench_fpdt, "SHAPE", {"seq": 64, "heads": 2, "dim": 8})
+    monkeypatch.setattr(bench_fpdt, "BUS", 1e7)
+    rows = bench_fpdt.run(runs=1)
+    tensor = 64 * 2 * 8 * 4
+    assert [row["peak_bytes"] * n for row, n in zip(rows, (2, 2, 4, 4, 8, 8), strict=True)] == [
+        3 * tensor,
+        5 * tensor,
+    ] * 3
+    assert all(row["seconds"] > 0 and row["waited_seconds"] > 0 for row in rows)
+
+
+def test_a_double_buffer_that_waits_longer_is_a_problem():
+    """In words, with both numbers."""
+    rows = [{"case": "c", "buffers": "single", "waited_seconds": 0.5}, {"case": "c", "buffers": "double"}]
+    assert bench_fpdt.problems([rows[0], rows[1] | {"waited_seconds": 0.2}]) == []
+    assert bench_fpdt.problems([rows[0], rows[1] | {"waited_seconds": 0.6}]) == ["c: two buffers wait 0.6 s, one 0.5 s"]
+
+
+def test_the_gpu_rows_have_transfers_memory_and_chunk_sizes():
+    """The same code on a CPU at a small size: no number of it is kept."""
+    rows = bench_fpdt.gpu("cpu", 1)
+    assert [row["buffers"] for row in rows[:4]] == ["single", "double"] * 2
+    assert [row["chunk"] for row in rows[4:]] == [1, 2, 4, 8, 16]
+    assert rows[0]["bytes_in"] == rows[1]["bytes_in"] < rows[2]["bytes_in"]
