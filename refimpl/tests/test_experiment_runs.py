@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from refimpl.experiments import (
+    decoding_time,
     mixture_lm,
     row_04,
     row_08,
@@ -24,6 +25,7 @@ from refimpl.experiments import (
     row_23,
     row_24,
     row_25,
+    row_30,
 )
 from refimpl.models import MiniLM, SmolLM
 from refimpl.models.bert import Bert, BertConfig
@@ -204,7 +206,7 @@ def test_four_bit_types_are_scored_and_factors_trained(short_text, toy_minilm):
     assert [run["codes_changed"] for run in result["training"]] == [0, 0] and len(claims) == 10
 
 
-# --- row 18 --------------------------------------------------------------------------------------------------
+# --- rows 18 and 19 --------------------------------------------------------------------------------------------------
 
 SMALL_LM = {
     "VOCAB": 280, "CONTEXT": 16, "BATCH": 4, "WIDTH": 16, "STEPS": 12, "JUDGED": 20, "CHARACTERS": 8000, "PIECE": 8,
@@ -253,3 +255,39 @@ def test_without_messages_another_text_stands_in(small_lm, monkeypatch):
     monkeypatch.setattr(mixture_lm, "STEPS", 10**6)
     with pytest.raises(ValueError, match=r"python -m course\.models"):
         mixture_lm.train(1, {}, seed=0)
+
+
+# --- rows 29 and 30 --------------------------------------------------------------------------------------------------
+
+
+def test_speculation_is_timed_counted_and_judged(tiny):
+    """Row 30: texts are the target's own, foretold gains follow from passes, the wrong sampler is found out."""
+    tiny(decoding_time, PROMPT=40, NEW=6, PLACES=2, STRIDE=30, REPEATS=1)
+    result, claims = whole(tiny(row_30, tied=False, PROMPT=40, ROUNDS=1200))
+    assert [row["ours"] for row in result["table"]] == ["1", "1", "8/9", "3/8", "1"]
+    assert all(row["same_text"] for row in [*result["lookups"], *result["self_drafted"]])
+    assert [(row["text"], row["start"]) for row in result["lookups"]] == [
+        ("code", 0), ("code", 30), ("prose", 0), ("prose", 30)]  # fmt: skip
+    assert all(row["ours"]["chance"] > 1e-3 for row in result["sampled"])
+    assert all(row["wrong"]["chance"] < 1e-6 for row in result["sampled"])
+    assert len(claims) == 14
+    shows = {claim.says: claim.shows for claim in claims}
+    assert not shows["finds 2 to 3.4 times speed-up"] and not shows["the T5 table obeys the formula"]
+    assert shows["accepted with min(1, q/p): dogs, love, chasing, after"]
+
+
+def test_chi_square_finds_a_sampler_that_is_off_and_pools_what_is_rare():
+    """A fair count passes, a shifted one does not; tokens expected fewer than 10 times are one class."""
+    q = torch.tensor([0.5, 0.3, 0.19, 0.005, 0.005])
+    fair, off = q * 1000, torch.tensor([450.0, 350, 190, 5, 5])
+    assert row_30.chi_square(fair, q) == pytest.approx((0, 3, 1))
+    assert row_30.chi_square(off, q)[2] < 0.01
+
+
+def test_a_foretold_gain_is_tokens_over_the_cost_of_passes():
+    """Two passes of 3 and 1 tokens kept: 6 tokens in passes of 4 and 4 rows that cost 2 each, plus none beyond."""
+    verify = [{"tokens": 1, "ms": 10.0}, {"tokens": 3, "ms": 10.0}, {"tokens": 5, "ms": 30.0}]
+    run = {"k": 3, "proposed": [3, 3], "accepted": [3, 1]}
+    result = {"verify": verify, "lookups": [{"text": "code", "runs": [run]}]}
+    assert row_30.cost(result, 2) == 1 and row_30.cost(result, 4) == pytest.approx(2)
+    assert row_30.foretold(result, "code", 3) == pytest.approx(6 / 4)
