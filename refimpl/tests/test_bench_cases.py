@@ -174,6 +174,8 @@ def test_speculation_is_timed_at_every_place_with_the_same_text(short_text):
     assert [row["text"] for row in rows] == [t for t in ("code at 0", "code at 30", "prose at 5") for _ in range(2)]
     assert all(row["same_text"] for row in rows) and {row["weights"] for row in rows} == {"tiny"}
     assert all(row["target_calls"] <= 6 for row in rows)
+    plain = [row for row in rows if row["implementation"] == "plain"]
+    assert all(row["speed_over_plain"] == row["speed_with_prompt"] == 1 for row in plain)
 
 
 def test_a_slow_speculation_and_another_text_are_problems():
