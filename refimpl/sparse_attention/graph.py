@@ -5,6 +5,8 @@ token also reaches itself. Source: Zaheer et al. 2020, section 2: small shortest
 soon where it began.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from refimpl.shapes import Bool, Float, Int, Tensor
@@ -14,12 +16,12 @@ __all__ = ["UNREACHABLE", "mixing_time", "reached", "shortest_paths", "spectral_
 UNREACHABLE = -1
 
 
-def reached(mask: Bool[Tensor, "n n"], depth: int) -> Bool[Tensor, "n n"]:
-    """True at (i, j) where something of token j is in token i after `depth` layers: the receptive field, row by row."""
-    step = _with_residual(mask).float()
-    seen = torch.eye(len(mask), dtype=torch.bool)
-    for _ in range(depth):
-        seen = (step @ seen.float()) > 0
+def reached(layers: Sequence[Bool[Tensor, "n n"]]) -> Bool[Tensor, "n n"]:
+    """True at (i, j) where something of token j is in token i after these layers, the first one first: row i is the
+    receptive field of token i. Layers may have different patterns."""
+    seen = torch.eye(len(layers[0]), dtype=torch.bool)
+    for mask in layers:
+        seen = (_with_residual(mask).float() @ seen.float()) > 0
     return seen
 
 
@@ -39,8 +41,10 @@ def shortest_paths(mask: Bool[Tensor, "n n"]) -> Int[Tensor, "n n"]:
 
 def spectral_gap(mask: Bool[Tensor, "n n"]) -> float:
     """1 - the second largest modulus among the eigenvalues of the random walk: 0 never mixes, 1 in one step."""
-    walk, _ = _walk(mask)
-    sizes = torch.linalg.eigvals(walk).abs().sort(descending=True).values
+    walk, stationary = _walk(mask)
+    root = stationary.sqrt()
+    # Edges lead both ways, so the walk has the eigenvalues of a symmetric matrix.
+    sizes = torch.linalg.eigvalsh(root[:, None] * walk / root).abs().sort(descending=True).values
     return 1.0 - sizes[1].item() if len(sizes) > 1 else 1.0
 
 

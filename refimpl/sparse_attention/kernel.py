@@ -65,11 +65,9 @@ def block_sparse_kernel(
     out_ptr,  # out  (batch, heads, q_len, DIM), contiguous
     lse_ptr,  # out  (batch, heads, q_len), float32, contiguous
     q_batch, q_head, q_seq,  # strides in elements, not bytes; the last axis has stride 1
-    k_batch, k_head, k_seq,
-    v_batch, v_head, v_seq,
+    k_batch, k_head, k_seq, v_batch, v_head, v_seq,
     heads, q_len, k_len, scale,
-    GROUP: tl.constexpr, DIM: tl.constexpr,
-    BLOCK: tl.constexpr,  # queries and keys of the layout's tiles
+    GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,  # BLOCK: queries and keys of the layout's tiles
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,  # of the kernel's; both divide BLOCK
 ):  # fmt: skip
     """out = softmax over the layout's pairs, times V, and lse, for BLOCK_Q queries of one head."""
@@ -111,8 +109,7 @@ def block_sparse_kernel(
 
     safe = tl.where(l == 0.0, 1.0, l)  # no key seen: 0 / 1
     lse = (m + tl.log2(safe)) * 0.6931471805599453  # ln(2); no key seen: -inf
-    out_rows = batch_head * q_len + rows
-    o = (o / safe[:, None]).to(out_ptr.dtype.element_ty)
+    out_rows, o = batch_head * q_len + rows, (o / safe[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + out_rows[:, None] * DIM + dims[None, :], o, mask=real[:, None])
     tl.store(lse_ptr + out_rows, lse, mask=real)
 
@@ -150,7 +147,7 @@ def block_sparse_attention(
 class _BlockSparse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, layout, scale):
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        q, k, v = (_readable(x) for x in (q, k, v))
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
         _launch(q, k, v, layout, out, lse, scale)
@@ -164,6 +161,11 @@ class _BlockSparse(torch.autograd.Function):
         saved = ctx.saved_tensors
         plan = layout_plan(ctx.layout, *saved[:2])
         return *sparse_backward(*saved, d_out, d_lse, plan, ctx.scale), None, None
+
+
+def _readable(x):
+    """x, or a copy where its features are not adjacent or an offset within one head would not fit 32 bits."""
+    return x if x.stride(-1) == 1 and x.shape[2] * x.stride(2) < 2**31 else x.contiguous()
 
 
 def _launch(q, k, v, layout, out, lse, scale):
