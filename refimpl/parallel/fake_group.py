@@ -55,12 +55,13 @@ def _rows(rows: int, ranks: int, rank: int) -> int:
 
 def shard_elements(shape: ModelShape, ranks: int, rank: int) -> int:
     """The same, counted on the parameters that `fully_shard` leaves on rank `rank` of a fake group of `ranks`."""
-    from torch.distributed.device_mesh import init_device_mesh  # seconds to import, and seldom needed
-    from torch.distributed.fsdp import fully_shard
-    from torch.testing._internal.distributed.fake_pg import FakeStore
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # seldom needed
 
     dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
     try:
+        from torch.distributed.device_mesh import init_device_mesh  # seconds to import
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh("cpu", (ranks,))
         with torch.device("meta"):
             layers = [_layer(shape) for _ in range(shape.layers)]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from refimpl.cost_model import ModelShape, parameters
 from refimpl.parallel.hardware import A100_80GB, H100_80GB, Hardware, Methods
+from refimpl.parallel.pipeline import predicted_bubble
 from refimpl.parallel.plan_memory import largest_matrix, state_bytes
 from refimpl.parallel.planner import Plan, plan
 
@@ -182,7 +183,7 @@ class Run:
     @property
     def bubble_limit(self) -> float:
         """Share of the time that a plain pipeline works, one sequence per micro-batch: m / (m + p - 1)."""
-        return self.batch / (self.batch + self.pipeline - 1)
+        return 1 - predicted_bubble(self.pipeline, self.batch)
 
     @property
     def methods(self) -> Methods:

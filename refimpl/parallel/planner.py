@@ -11,11 +11,11 @@ forward pass for checkpointing. Traffic is the payload that one rank sends per s
     tensor    4 all-reduces of the residual stream per layer, 6 with checkpointing, and one each for embedding and head
               (Shoeybi et al. 2019); three numbers per token at the loss are left out
     context   per layer what `ulysses.sent_bytes` or `ring.sent_bytes` says, the forward's share twice if recomputed
-    pipeline  the residual stream onward, its gradient back
+    pipeline  an inner stage passes the residual stream onward and its gradient back
     host      layer inputs out and in; FPDT's chunks
 
 The time is a lower bound: compute, each kind of wire and the host overlap perfectly, and the slowest of them decides.
-A pipeline of p ranks and m micro-batches idles (p - 1)/m of its work (Narayanan et al. 2021).
+A pipeline of p ranks and m micro-batches idles (p - 1)/(m + p - 1) of that time (`pipeline.predicted_bubble`).
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from refimpl.memory_model import Fit, does_it_fit
 from refimpl.parallel import ring, ulysses
 from refimpl.parallel.accounting import all_reduce_bytes
 from refimpl.parallel.hardware import Hardware, Methods
+from refimpl.parallel.pipeline import predicted_bubble
 from refimpl.parallel.plan_memory import HALF, Share, ceil_div, fpdt_cost, host_bytes, moments, peak, share
 
 __all__ = ["Plan", "longest", "plan", "step_cost", "traffic"]
@@ -78,7 +79,7 @@ def plan(model: ModelShape, hardware: Hardware, methods: Methods, *, tokens: int
     cost, useful = step_cost(model, methods, tokens=tokens, batch=batch)
     sent = traffic(model, methods, tokens=tokens, batch=batch)
     part = share(model, methods, tokens=tokens, batch=batch)
-    bubble = (methods.pipeline - 1) / part.micro_batches
+    bubble = predicted_bubble(methods.pipeline, part.micro_batches)
     return Plan(
         moment=moment,
         bytes=on_device[moment],
@@ -190,7 +191,7 @@ def _times(hardware: Hardware, methods: Methods, cost: Cost, sent: dict[str, int
     for axis, span in reach.items():
         over["link" if span <= hardware.node else "network"] += sent[axis]
     return {
-        "compute": hardware.machine.seconds(cost) * (1 + bubble),
+        "compute": hardware.machine.seconds(cost) / (1 - bubble),
         "link": over["link"] / hardware.link_bytes_per_s,
         "network": over["network"] / hardware.network_bytes_per_s,
         "host": sent["host"] / hardware.host_bytes_per_s,

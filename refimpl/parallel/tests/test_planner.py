@@ -4,19 +4,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  the name everyone uses
 
 from refimpl.cost_model import OPT, ModelShape, parameters
+from refimpl.language_modelling import next_token_loss
 from refimpl.meter import Memory, saved_for_backward
 from refimpl.models.llama import Llama, LlamaConfig
-from refimpl.parallel import fake_group, plan_tables, ring, ulysses
+from refimpl.models.toy import TOY, toy_llama
+from refimpl.parallel import fake_group, fpdt, plan_tables, ring, tensor, ulysses
+from refimpl.parallel.accounting import Account, all_reduce_bytes
 from refimpl.parallel.hardware import A100_80GB, H100_80GB, Hardware, Methods
+from refimpl.parallel.pipeline import LlamaStage, Pipeline
 from refimpl.parallel.plan_memory import host_bytes, kept_per_token, largest_matrix, moments, peak, state_bytes
 from refimpl.parallel.plan_tables import LLAMA3_8B, LLAMA3_405B, LLAMA3_TABLE, LLAMA_7B, STRATEGIES
 from refimpl.parallel.planner import longest, plan, step_cost, traffic
+from refimpl.parallel.tests.ranks import run_ranks
 from refimpl.roofline import Machine
 
 SMALL = ModelShape(layers=4, model=64, heads=8, kv_heads=4, vocab=100, gated=True, tied=False)
@@ -55,10 +61,13 @@ def test_four_32_gb_gpus_hold_7_5b_with_2_gb_left_and_64_hold_128b_with_none():
 
 @pytest.mark.parametrize("stage,factor", [(0, 16), (1, 7), (2, 5.5), (3, 4)])
 def test_states_on_four_ranks_take_16_7_5_5_and_4_bytes_per_parameter(stage, factor):
-    """(2 + 2 + 12) Ψ, and a quarter of what is sharded."""
+    """(2 + 2 + 12) Ψ, and a quarter of what is sharded: first the optimizer's, then gradients, then weights."""
     states = state_bytes(1000, ranks=4, stage=stage)
     assert sum(states.values()) == factor * 1000
-    assert set(states) == {"weights", "gradients", "master weights", "momentum", "variance"}
+    sharded = {"momentum": stage >= 1, "variance": stage >= 1, "master weights": stage >= 1}
+    sharded |= {"gradients": stage >= 2, "weights": stage >= 3}
+    whole = state_bytes(1000)
+    assert states == {name: whole[name] // 4 if cut else whole[name] for name, cut in sharded.items()}
 
 
 @settings(max_examples=50, deadline=None)
@@ -283,6 +292,64 @@ def test_gradients_come_as_activations_go():
     assert max(kept, gradients) < memory.peak_bytes < 0.8 * (kept + gradients)
 
 
+# --- the three moments, by hand --------------------------------------------------------------------------------------
+# SMALL: d = 64, hidden 256, q 64, kv 32. A layer has 64 (128 + 64) + 3 · 64 · 256 = 61,440 parameters, embeddings and
+# head 6,400 each. It keeps 4 · 64 outside the matrices and 128 + 64 + 4 · 256 inside: 1,472 elements per token.
+
+
+def test_the_moments_of_zero_3_in_a_pipeline_with_micro_batches():
+    """2 stages of 2 layers, 2 copies, 10 tokens: the first stage keeps two micro-batches, and gradients add up."""
+    of = moments(SMALL, Methods(data=2, pipeline=2, zero=3), tokens=10, batch=6)
+    shard = (4 * 61_440 + 2 * 6_400) // 2 // 2
+    always = {"weights": 2 * shard, "optimizer states": 12 * shard}
+    assert of["loss"] == always | {
+        "gradients": 2 * shard, "gathered weights": 2 * 6_400,
+        "activations": 2 * 2 * 10 * 1_472, "at work": 10 * 100 * 6 + 2 * (10 + 10) * 64,
+    }  # fmt: skip
+    assert of["backward"] == always | {
+        "gradients": 2 * shard + 2 * 61_440, "gathered weights": 2 * 2 * 61_440,
+        "activations": 2 * 2 * 2 * 10 * 1_472, "at work": 2 * 10 * (3 * 256 + 2 * 64),
+    }  # fmt: skip
+    assert of["update"] == always | {
+        "gradients": 2 * shard + 2 * 61_440, "gathered weights": 2 * 2 * 61_440,
+        "activations": 0, "at work": 2 * 10 * (3 * 256 + 1_472 + 2 * 64),
+    }  # fmt: skip
+
+
+def test_the_moments_of_tensor_and_ring_ranks_with_checkpoints():
+    """What lies outside the matrices stays whole; a layer is made again; a block of keys arrives with its gradient."""
+    of = moments(SMALL, Methods(tensor=2, context=2, sequence="ring", checkpoint="device"), tokens=10)
+    mine = (4 * 61_440 + 2 * 6_400) // 2
+    work = 2 * 5 * (3 * 256 // 2 + (256 + 1_216 // 2) + 2 * 64 + 2 * 2 * 32 // 2)
+    assert of["loss"] == {
+        "weights": 2 * mine, "optimizer states": 12 * mine, "gradients": 0, "gathered weights": 0,
+        "activations": 4 * 2 * 5 * 64, "at work": 5 * 50 * 6 + 2 * (5 + 5) * 64,
+    }  # fmt: skip
+    assert of["backward"]["gradients"] == 2 * 61_440 // 2 and of["update"]["gradients"] == 2 * mine
+    assert of["backward"]["activations"] == 4 * 2 * 5 * 64 and of["backward"]["at work"] == work
+    assert of["update"]["at work"] == work
+
+
+def test_checkpoints_on_the_host_leave_two_inputs_on_the_device():
+    """One at work and one on its way, and none at the loss; with one layer there is no second one."""
+    host = Methods(checkpoint="host")
+    of = moments(SMALL, host, tokens=10)
+    assert [of[moment]["activations"] for moment in ("loss", "backward", "update")] == [0, 2 * 2 * 10 * 64, 0]
+    assert moments(replace(SMALL, layers=1), host, tokens=10)["backward"]["activations"] == 2 * 10 * 64
+    assert host_bytes(SMALL, replace(host, pipeline=2), tokens=10, batch=6) == 2 * 2 * 2 * 10 * 64
+
+
+def test_fpdt_keeps_three_streams_whole_and_the_rest_in_chunks():
+    """On the device the layer's input and both gradients; on the host inputs, and q, k, v and such of one layer."""
+    chunked = Methods(checkpoint="host", chunk=8)
+    of = moments(SMALL, chunked, tokens=32)
+    buffers = fpdt.predicted(32, 4, heads=8, kv_heads=4, dim=8, dtype=torch.bfloat16)[1].peak_bytes
+    assert of["backward"]["at work"] == 2 * (8 * (3 * 256 + 1_472) + 3 * 32 * 64) + buffers
+    assert of["loss"]["at work"] == 8 * 100 * 6 + 2 * (2 * 32 + 8) * 64
+    one_layer = 32 * (2 * ((64 + 64) + 2 * 64 + 64) + 4 * (64 + 8))
+    assert host_bytes(SMALL, chunked, tokens=32) == 4 * 2 * 32 * 64 + one_layer
+
+
 # --- properties of a plan --------------------------------------------------------------------------------------------
 
 methods = st.builds(
@@ -386,11 +453,38 @@ def test_context_parallelism_sends_what_ring_and_ulysses_count(batch):
 
 
 def test_a_pipeline_passes_the_stream_on_and_its_gradient_back():
-    """2 B N d numbers per micro-batch, and (p - 1)/m of the work as idle time."""
+    """2 B N d numbers per micro-batch; idle (p - 1)/(m + p - 1) of the time, a sixth of the work here."""
     sent = traffic(SMALL, Methods(pipeline=2), tokens=32, batch=6)
     assert sent["pipeline"] == 6 * 2 * (32 * 64 * 2)
     whole, staged = (plan(SMALL, A100_80GB, Methods(pipeline=p), tokens=32, batch=6) for p in (1, 2))
     assert staged.times["compute"] == pytest.approx(whole.times["compute"] / 2 * (1 + 1 / 6))
+
+
+def test_bytes_that_tensor_ranks_and_stages_send_are_those_of_the_plan():
+    """Counted on a Llama in float32, so twice the plan; the loss costs tensor ranks three numbers per token on top."""
+    config = replace(TOY, layers=3, context=16)
+    shape, seq = ModelShape.of(config), 9
+    ids = torch.arange(seq)[None] % config.vocab
+    planned = traffic(shape, Methods(tensor=2), tokens=seq)["tensor"]
+    loss = sum(all_reduce_bytes(numbers * (seq - 1), 4, 0, 2) for numbers in (1, 2))
+    assert run_ranks(2, tensor_step, config, ids)[0] == {"all_reduce": 2 * planned + loss}
+    planned = traffic(shape, Methods(pipeline=3), tokens=seq, batch=2)["pipeline"]
+    assert run_ranks(3, pipeline_step, config, ids.repeat(2, 1))[1] == {"send": 2 * planned}
+
+
+def tensor_step(config, ids):
+    model = tensor.split_llama(toy_llama(config).requires_grad_(True))
+    with Account() as account:
+        tensor.next_token_loss(model, ids).backward()
+    return dict(account.sent)
+
+
+def pipeline_step(config, ids):
+    stage = LlamaStage(toy_llama(config).requires_grad_(True), dist.get_rank(), dist.get_world_size())
+    pipeline = Pipeline(stage, next_token_loss, micros=2, between=stage.between, shared=stage.shared)
+    with Account() as account:
+        pipeline.step(ids, ids)
+    return dict(account.sent)
 
 
 def test_offloading_moves_each_layers_input_out_and_in():
