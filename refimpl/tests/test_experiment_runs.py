@@ -25,6 +25,7 @@ from refimpl.experiments import (
     row_23,
     row_24,
     row_25,
+    row_29,
     row_30,
 )
 from refimpl.models import MiniLM, SmolLM
@@ -258,6 +259,26 @@ def test_without_messages_another_text_stands_in(small_lm, monkeypatch):
 
 
 # --- rows 29 and 30 --------------------------------------------------------------------------------------------------
+
+
+def test_early_exits_are_trained_swept_and_generate(tiny):
+    """Row 29: every exit asked, agreement and layers per threshold; exits that are never taken agree always."""
+    small = {"TOKENS": 200, "TRAINING": 2, "WINDOW": 64, "JUDGED": 1, "EPOCHS": 1, "SEEDS": 2, "PROMPT": 8, "NEW": 6}
+    result, claims = whole(tiny(row_29, tied=False, sizes=TINY, **small))
+    assert [row["depth"] for row in result["judged"]["code"]["lens"]] == [2, 3, 4, 5]
+    (sweep, _) = (seed["sweep"] for seed in result["judged"]["prose"]["seeds"])
+    saved = [row["layers_saved"] for row in sweep]
+    assert saved == sorted(saved, reverse=True) and all(0 <= row["agreement"] <= 1 for row in sweep)
+    assert [row["skipped"] for row in result["generated"]] == ["none", "later", "copy"] * 2
+    assert all(row["agreement"] == 1 and row["same"] == 1 for row in result["generated"] if row["skipped"] == "none")
+    assert len(claims) == 7 and result["mark"] == "toy weights"
+
+
+def test_training_and_judged_windows_of_row_29_share_nothing():
+    """No window of 64 tokens is in both."""
+    given = row_29.texts(smollm())
+    pieces = {kind: {tuple(p.tolist()) for p in ids.view(-1, 64)} for kind, ids in given.items()}
+    assert not pieces["training"] & (pieces["prose"] | pieces["code"])
 
 
 def test_speculation_is_timed_counted_and_judged(tiny):
