@@ -1,9 +1,11 @@
 """What tests of cut models share: two small Llamas, a training run in one process, and the same run on ranks."""
 
+import time
 from functools import cache, partial
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from refimpl.language_modelling import next_token_loss
 from refimpl.models.llama import Llama, LlamaConfig
@@ -17,7 +19,7 @@ SIZES = {"context": 16, "rope_base": 100.0, "norm_eps": 1e-5}
 ODD = LlamaConfig(layers=5, model=20, heads=10, kv_heads=5, dim=4, ffn=13, vocab=37, **SIZES)
 EVEN = LlamaConfig(layers=4, model=16, heads=4, kv_heads=4, dim=4, ffn=24, vocab=32, tied=False, **SIZES)
 CONFIGS = {"odd, tied": ODD, "even, untied": EVEN}
-STEPS, ROWS, SEQ = 5, 7, 9
+STEPS, ROWS, SEQ, MICROS = 5, 8, 9, 5  # micro-batches of 2, 2, 2, 1 and 1 rows
 CLIP = 0.5
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
 
@@ -54,29 +56,29 @@ def alone(config: LlamaConfig, clip: float | None = None) -> dict:
 
 
 def with_tensors(config: LlamaConfig, clip: float | None = None) -> dict:
-    """A rank of tensor parallelism: losses, whole weights, own weights, and bytes of the first step, both ways."""
+    """A rank of tensor parallelism: losses, whole weights, and bytes of the last step, both ways."""
     model = tensor.split_llama(llama(config))
-    optimizer, losses, sent = ADAMW(model.parameters()), [], {}
+    optimizer, losses = ADAMW(model.parameters()), []
     for ids in batches(config):
         optimizer.zero_grad()
         with Account() as forward:
             loss = tensor.next_token_loss(model, ids)
         with Account() as backward:
             loss.backward()
-        sent = sent or {"forward": dict(forward.sent), "backward": dict(backward.sent)}
-        sent["calls"] = forward.calls["all_reduce"], backward.calls["all_reduce"]
         if clip:
             tensor.clip_grad_norm(model, clip)
         optimizer.step()
         losses.append(float(loss.detach()))
     return {
-        "losses": losses, "sent": sent, "weights": tensor.whole_state_dict(model),
+        "losses": losses, "weights": tensor.whole_state_dict(model),
+        "forward": (forward.sent["all_reduce"], forward.calls["all_reduce"]),
+        "backward": (backward.sent["all_reduce"], backward.calls["all_reduce"]),
         "everywhere": {name: p.detach().clone() for name, p, cut in tensor.cuts(model) if cut is None},
         "numbers": sum(p.numel() for p in model.parameters()),
     }  # fmt: skip
 
 
-def with_pipeline(config: LlamaConfig, schedule, micros: int = 4) -> dict:
+def with_pipeline(config: LlamaConfig, schedule, micros: int = MICROS) -> dict:
     """A rank of a pipeline: losses (last stage), its weights, bytes of one step, and what was alive."""
     stage = LlamaStage(llama(config), dist.get_rank(), dist.get_world_size())
     pipeline = Pipeline(
@@ -93,3 +95,42 @@ def with_pipeline(config: LlamaConfig, schedule, micros: int = 4) -> dict:
         "sent": dict(account.sent), "alive": pipeline.alive, "spans": [tuple(span) for span in pipeline.spans],
         "peak_bytes": account.peak_bytes,
     }  # fmt: skip
+
+
+# --- stages of known duration ----------------------------------------------------------------------------------------
+
+
+class Sleep(torch.autograd.Function):
+    """Takes a known time each way and no core, so that a busy machine does not lengthen it."""
+
+    @staticmethod
+    def forward(ctx, x, seconds):
+        ctx.seconds = seconds
+        time.sleep(seconds)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        time.sleep(2 * ctx.seconds)
+        return gradient, None
+
+
+class Sleeper(nn.Module):
+    """A stage that takes `seconds` forward and twice that backward."""
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x):
+        return Sleep.apply(x, self.seconds)
+
+
+def asleep(schedule, micros: int, seconds: float) -> list[tuple]:
+    """What this rank did when, in a step of sleeping stages; after one that warms the connections up."""
+    x = torch.zeros(micros, 1, requires_grad=True)
+    for pause in (0.0, seconds):
+        stage = Pipeline(Sleeper(pause), lambda y, _: y.mean(), micros=micros, schedule=schedule)
+        dist.barrier()
+        stage.step(x, x)
+    return [tuple(span) for span in stage.spans]
