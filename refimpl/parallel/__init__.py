@@ -9,6 +9,8 @@ lomo        update fused with the backward pass, one gradient alive at a time
 ring        ring attention: sequences over ranks, keys and values travel; contiguous, striped, zigzag
 ulysses     heads for tokens by all-to-all, alone and on a mesh with the ring
 fpdt        chunks of a sequence, parked on the host, with a double buffer (stage)
+planner     what a run needs, before it runs: bytes, FLOPs, traffic, the least time, the longest sequence (hardware,
+            plan_memory); plan_tables: four published tables by it; fake_group: FSDP2's shards on 1,024 ranks
 """
 
 from refimpl.parallel.launch import LaunchError, LaunchTimeout, RankError, launch
