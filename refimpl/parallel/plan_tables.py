@@ -2,7 +2,7 @@
 
 Printed cells are as the lectures show them (S1 and S2); what stands beside them is computed. Where the two differ the
 table has a slip.
-Sources: Rajbhandari et al. 2020, table 1; Lv et al. 2023, table 1; Llama Team 2024, table 4; Yao et al. 2024, table 3.
+Sources: Rajbhandari et al. 2020, table 1; Lv et al. 2023, table 1; Llama Team 2024, table 4; Yao et al. 2024 (FPDT).
 """
 
 from dataclasses import dataclass
