@@ -6,6 +6,9 @@ timeline    what each rank did when: compute, communication, idle
 data        data parallelism: gradients averaged bucket by bucket
 zero        ZeRO 1, 2, 3: state, gradients, weights in shards; shards: what a unit of them is
 lomo        update fused with the backward pass, one gradient alive at a time
+tensor      matrices cut by columns and rows, heads, vocabulary; the loss without whole logits
+pipeline    layers over ranks, micro-batches: GPipe and 1F1B as lists, the bubble predicted, simulated, measured
+checkpoint  every rank writes its part; any number of ranks, cut in any of these ways, reads it
 ring        ring attention: sequences over ranks, keys and values travel; contiguous, striped, zigzag
 ulysses     heads for tokens by all-to-all, alone and on a mesh with the ring
 fpdt        chunks of a sequence, parked on the host, with a double buffer (stage)
