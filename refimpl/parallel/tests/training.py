@@ -49,19 +49,22 @@ class TinyLM(nn.Module):
 
 
 def loss(model, ids):
-    """Mean cross-entropy of the next token."""
-    return nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
+    """Mean cross-entropy of the next token; of 16-bit logits in float32."""
+    logits = model(ids[:, :-1]).flatten(0, 1)
+    return nn.functional.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), ids[:, 1:].flatten()
+    )
 
 
-def batches(vocab):
-    return torch.randint(vocab, (STEPS, ROWS, TOKENS), generator=torch.Generator().manual_seed(1))
+def batches(vocab, rows=ROWS):
+    return torch.randint(vocab, (STEPS, rows, TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def alone(sizes, clip=None, optimizer=ADAMW):
+def alone(sizes, clip=None, optimizer=ADAMW, rows=ROWS):
     """The weights after STEPS steps in one process."""
     model = TinyLM(**sizes)
     optimizer = optimizer(model.parameters())
-    for ids in batches(sizes["vocab"]):
+    for ids in batches(sizes["vocab"], rows):
         optimizer.zero_grad()
         loss(model, ids).backward()
         if clip is not None:
@@ -70,13 +73,13 @@ def alone(sizes, clip=None, optimizer=ADAMW):
     return model.state_dict()
 
 
-def together(method, model, *, clip=None, micro=1, **options):
+def together(method, model, *, clip=None, micro=1, rows=ROWS, **options):
     """On each rank: the same steps by "data", "lomo" or a stage; weights, bytes sent in the last step, bytes held."""
     model, (rank, ranks) = copy.deepcopy(model), (dist.get_rank(), dist.get_world_size())
     if rank > 0:
         nn.init.zeros_(model.norm.weight)  # rank 0's weights have to win
     step = {"data": _data, "lomo": _lomo}.get(method, _zero)(method, model, clip, options)
-    for ids in batches(model.embed.num_embeddings):
+    for ids in batches(model.embed.num_embeddings, rows):
         with Account() as account:
             state, held = step(shard_batch(ids, rank, ranks).chunk(micro))
     return {"state": state(), "sent": dict(account.sent), "calls": dict(account.calls), "held": held}
