@@ -301,13 +301,14 @@ def test_algorithm_1_updates_every_m_steps_from_the_weights_before():
         return [2.0, 1.0]
 
     updates = list(
-        dynamic_batch_loading(train, validate, [1.0, 1.0], [3, 1], steps=7, interval=3, batch=5, rng=torch.Generator())
+        dynamic_batch_loading(train, validate, [1.5, 1.0], [3, 1], steps=7, interval=3, batch=5, rng=torch.Generator())
     )
     assert order == ["train"] * 2 + ["validate"] + ["train"] * 3 + ["validate"] + ["train"] * 2
     assert [u.step for u in updates] == [3, 6] and all(len(x) == 5 for x in seen) and len(seen) == 7
-    first = 3 * math.e / (3 * math.e + 1)
+    grow = math.exp(0.5)
+    first = 3 * grow / (3 * grow + 1)
     assert updates[0].weights[0] == pytest.approx(first)
-    assert updates[1].weights[0] == pytest.approx(first * math.e / (first * math.e + 1 - first))
+    assert updates[1].weights[0] == pytest.approx(first * grow / (first * grow + 1 - first))
 
 
 def test_constant_loading_never_validates():
