@@ -25,7 +25,7 @@ BLOCKS = (16, 32, 64, 128)  # queries and keys of a tile; the layout decides
 
 # Head dimension -> tiles of the kernel; a layout's block is cut into them. NARROW is for blocks below 128.
 WIDE = {
-    0: {16: Config(32, 32), 32: Config(32, 32), 64: Config(32, 32, 4, 1), 128: Config(32, 16, 8, 1)},
+    0: {16: Config(32, 32), 32: Config(32, 32), 64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1)},
     80: {16: Config(128, 64), 32: Config(128, 64), 64: Config(128, 64), 128: Config(64, 64, 8)},
     90: {16: Config(128, 64), 32: Config(128, 64), 64: Config(128, 128, 8), 128: Config(128, 128, 8)},
 }
@@ -117,7 +117,7 @@ def block_sparse_kernel(
 def tiles_of(dim: int, block: int, dtype: torch.dtype, arch: int | None = None) -> Config:
     """How the kernel cuts a layout's blocks, by the table."""
     c = pick_config(WIDE if block == max(BLOCKS) else NARROW, dim, dtype, arch)
-    stages = c.num_stages if block >= 64 else min(c.num_stages, 2)  # small tiles spill with three
+    stages = c.num_stages if block >= 64 else 1  # small tiles spill with more
     return c._replace(block_q=min(c.block_q, block), block_k=min(c.block_k, block), num_stages=stages)
 
 
