@@ -22,6 +22,7 @@ from refimpl.experiments import (
     row_16,
     row_17,
     row_18,
+    row_19,
     row_23,
     row_24,
     row_25,
@@ -235,6 +236,16 @@ def test_switch_models_are_trained_routed_and_judged(small_lm):
         assert row["losses"][-1] == pytest.approx(row["loss"], abs=1e-5)
         assert row["parameters"] > result["dense_parameters"]
     assert len(claims) == 7
+
+
+def test_hash_layers_are_trained_and_compared(small_lm):
+    """Row 19: all nine beside the baseline, both forms of five layers, every claim over two seeds."""
+    result, claims = whole(small_lm(row_19, EXPERTS=4, SEEDS=2, STEPS=12, VOCAB=280))
+    for row in result["one"]:
+        assert set(row["losses"]) == set(row_19.PUBLISHED) - {"5x16 same", "5x16 different"}
+        assert set(row["fullest"]) == set(row_19.hash_layers.HASHES)
+    assert [set(row["losses"]) for row in result["five"]] == [{"5x16 same", "5x16 different"}] * 2
+    assert len(claims) == 8
 
 
 def test_a_dense_block_is_a_mixture_of_one(small_lm):
