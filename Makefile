@@ -22,7 +22,7 @@ PYTEST := $(ONE_THREAD) $(PY) -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help lab test aot e2e siege prove grade bench experiments gpu notebooks models doctor lint format clean
+.PHONY: help lab test aot e2e siege prove grade bench cluster experiments gpu notebooks models doctor lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## /  make \1~/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{printf "%-18s %s\n", $$1, $$2}'
@@ -103,6 +103,9 @@ grade: $(VENV)/.dev  ## grade a synthetic class of known scores through nbgrader
 
 bench: $(VENV)/.dev $(VENV)/.models  ## ratios to named peers on this machine
 	$(PY) -m refimpl.bench $(ARGS)
+
+cluster: $(VENV)/.dev  ## a SLURM of four nodes on this machine: what a slow network and a lost node cost
+	$(PY) -m refimpl.parallel.cluster $(ARGS)
 
 experiments: $(VENV)/.dev $(VENV)/.models  ## the claims of the source lectures, tried small; ARGS="38 --force" runs one anew
 	$(ONE_THREAD) $(PY) -m refimpl.experiments $(ARGS)

@@ -72,6 +72,7 @@ class Cluster(Settings):
             "slurm_mem": f"{self.memory_gb * job.nproc}GB",
             "slurm_time": self.minutes,
             "slurm_use_srun": True,
+            "slurm_additional_parameters": {"no_requeue": True},  # the caller waits, and decides what to run again
         }
         if self.partition:
             asked["slurm_partition"] = self.partition
