@@ -21,7 +21,7 @@ TITLE = "early exiting: agreement and saved layers against the threshold, and wh
 DEPTHS, TOKENS = (10, 15, 20, 24, 27), 4096
 TRAINING, WINDOW, JUDGED = 6, 512, 2  # windows of training text per kind, their tokens, windows judged per kind
 EPOCHS, SEEDS = 2, 3
-THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
+THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 PROMPT, NEW, AT = 128, 32, 0.9  # generation: tokens of the prompt, new ones, threshold
 HEAPQ = '"""Heap queue algorithm'  # how the source of heapq begins
 HIGH = 0.95  # agreement that we call unharmed
@@ -236,7 +236,8 @@ def _sure(result) -> Claim:
     return Claim(
         f"a confidence of {AT:g} is right {100 * AT:.0f} % of the time", "Schuster et al. 2022, section 4: calibrated",
         AT, ", ".join(text), all(close),
-        "Agreement of those tokens that left early, exits trained; shown where no more than 5 points are missing.",
+        "Agreement of those tokens that left early, exits trained; shown where no more than 5 points are missing. "
+        "Exits are asked in turn, so each gives a token another chance to be wrong.",
     )  # fmt: skip
 
 
