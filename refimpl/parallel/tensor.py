@@ -286,12 +286,11 @@ def clip_grad_norm(model: nn.Module, max_norm: float | int, group: Group = None)
     Squares of cut parameters add up over the ranks (one number travels); what every rank has counts once.
     """
     found = [(p.grad, cut) for _, p, cut in cuts(model) if p.grad is not None]
-    here, everywhere = (
-        sum((g.square().sum() for g, cut in found if (cut is None) == whole), torch.zeros(()))
-        for whole in (False, True)
-    )
-    here = _sum(here, group)
-    norm = (here + everywhere).sqrt()
+    here = everywhere = next(model.parameters()).new_zeros((), dtype=torch.float32)
+    for gradient, cut in found:
+        squares = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square().sum()
+        here, everywhere = (here, everywhere + squares) if cut is None else (here + squares, everywhere)
+    norm = (_sum(here, group) + everywhere).sqrt()
     for gradient, _ in found:
         gradient *= (max_norm / (norm + 1e-6)).clamp(max=1)
     return norm

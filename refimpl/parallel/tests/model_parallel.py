@@ -44,21 +44,21 @@ def batches(config: LlamaConfig) -> torch.Tensor:
 def alone(config: LlamaConfig, clip: float | None = None) -> dict:
     """One process: the losses and the weights after the last step."""
     model = llama(config)
-    optimizer, losses = ADAMW(model.parameters()), []
+    optimizer, losses, norms = ADAMW(model.parameters()), [], []
     for ids in batches(config):
         optimizer.zero_grad()
         losses.append(next_token_loss(model(ids), ids))
         losses[-1].backward()
         if clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip)))
         optimizer.step()
-    return {"losses": [float(loss.detach()) for loss in losses], "weights": model.state_dict()}
+    return {"losses": [float(loss.detach()) for loss in losses], "norms": norms, "weights": model.state_dict()}
 
 
 def with_tensors(config: LlamaConfig, clip: float | None = None) -> dict:
     """A rank of tensor parallelism: losses, whole weights, and bytes of the last step, both ways."""
     model = tensor.split_llama(llama(config))
-    optimizer, losses = ADAMW(model.parameters()), []
+    optimizer, losses, norms, clipped = ADAMW(model.parameters()), [], [], []
     for ids in batches(config):
         optimizer.zero_grad()
         with Account() as forward:
@@ -66,11 +66,12 @@ def with_tensors(config: LlamaConfig, clip: float | None = None) -> dict:
         with Account() as backward:
             loss.backward()
         if clip:
-            tensor.clip_grad_norm(model, clip)
+            norms.append(float(tensor.clip_grad_norm(model, clip)))
+            clipped.append(float(tensor.clip_grad_norm(model, 2 * clip)))  # changes nothing; says what the first made
         optimizer.step()
         losses.append(float(loss.detach()))
     return {
-        "losses": losses, "weights": tensor.whole_state_dict(model),
+        "losses": losses, "norms": norms, "clipped": clipped, "weights": tensor.whole_state_dict(model),
         "forward": (forward.sent["all_reduce"], forward.calls["all_reduce"]),
         "backward": (backward.sent["all_reduce"], backward.calls["all_reduce"]),
         "everywhere": {name: p.detach().clone() for name, p, cut in tensor.cuts(model) if cut is None},

@@ -52,6 +52,16 @@ def test_processes_train_the_weights_of_one_process(processes, name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_are_clipped_by_the_norm_of_the_whole_model(processes, name):
+    """Adam hides a wrong scale, so norms are compared: before as in one process, after the bound."""
+    norms = alone(CONFIGS[name], CLIP)["norms"]
+    assert min(norms) > 2 * CLIP
+    for rank in processes:
+        assert rank[name]["norms"] == pytest.approx(norms, rel=1e-5)
+        assert rank[name]["clipped"] == pytest.approx([CLIP] * len(norms), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_block_costs_two_all_reduces_forward_and_two_backward(processes, name):
     """Of batch · seq · model numbers each, to the byte; one more each way for embedding and head; 1 + 2 per token."""
     config, ranks = CONFIGS[name], len(processes)
