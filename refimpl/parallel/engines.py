@@ -23,6 +23,7 @@ __all__ = ["ENGINES", "Cluster", "Kubernetes", "manifest", "run_on_kubernetes", 
 
 NODE = Path(__file__).with_name("_node.py")
 QUEUE_SECONDS = 3600  # that a job may wait for its nodes
+HINT = "[cluster] in course/course.toml says what a process gets"
 PATIENCE_SECONDS = 10  # after which a caller wants to know what it waits for
 STOP_SECONDS = 30  # for the nodes to write their stacks and end
 MEETING = (  # torchrun must be told who is host and where it is: it would look up a name that may be another's
@@ -117,6 +118,8 @@ def wait(job: Job, running: Callable[[], bool], why_waiting: Callable[[], str]) 
         now = time.monotonic()
         started = started or (now if (job.folder / "rendezvous").exists() else None)
         entered = entered or (now if job.ready() else None)
+        if started is None and waits_in_vain(why := why_waiting()):
+            raise LaunchError(f"launch: the cluster will never start this ({why}); {HINT}", job.folder)
         if not told and started is None and now > begun + PATIENCE_SECONDS:
             told = True
             print(f"launch: waiting for its nodes: {why_waiting()}", flush=True)
@@ -152,14 +155,14 @@ def run_on_slurm(job: Job) -> None:
     try:
         submitted = executor.submit(submitit.helpers.CommandFunction(node_command(job), verbose=False))
     except submitit.core.utils.FailedJobError as refused:
-        hint = "[cluster] in course/course.toml says what a process gets"
-        raise LaunchError(f"launch: SLURM refuses the job: {str(refused).strip()}\n{hint}", job.folder) from refused
+        raise LaunchError(f"launch: SLURM refuses the job: {str(refused).strip()}\n{HINT}", job.folder) from refused
     try:
         wait(job, lambda: state(submitted.job_id).startswith(ALIVE), lambda: state(submitted.job_id))
     finally:
         subprocess.run(["scancel", submitted.job_id], capture_output=True, check=False)
 
 
+NEVER = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "AccountNotAllowed")
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
 
 
@@ -170,6 +173,11 @@ def state(job_id: str) -> str:
     if said.returncode and "Invalid job id" not in said.stderr:
         return "PENDING: the controller does not answer"  # it may come back
     return said.stdout.strip() or "GONE"
+
+
+def waits_in_vain(said: str) -> bool:
+    """Whether the queue's reason is one that no waiting removes."""
+    return said.startswith("PENDING") and said.split()[-1] in NEVER
 
 
 def exports(interface: str) -> list[str]:
