@@ -13,8 +13,9 @@ from refimpl.attention import naive_attention
 from refimpl.experiments.harness import Claim
 from refimpl.meter import Meter
 from refimpl.models import SmolLM, load_smollm2, replace_attention
-from refimpl.peft.attach import Delta, LayerDelta, matching
+from refimpl.peft.attach import Delta, matching
 from refimpl.peft.budget import gradient_bytes, state_bytes, trained_numbers, training_bytes
+from refimpl.peft.full import FullChange
 from refimpl.peft.lora import LoRA, LoRALinear
 from refimpl.peft.tasks import START, Pair, batch, fit, loss, score, split
 from refimpl.shapes import Tensor
@@ -27,31 +28,12 @@ RATES = {"rank 1": 4e-3, "rank 8": 2e-3, BARE: 2e-3, "full": 3e-4}
 TARGETS = ("q_proj", "v_proj")
 
 
-class FullLinear(nn.Module):
-    """base(x) + x D^T."""
-
-    def __init__(self, base: nn.Module, full: Tensor):
-        super().__init__()
-        self.base, self.full = base, full
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + x @ self.full.T
-
-
-class FullChange(LayerDelta):
-    """W + D, every number of D trained: what LoRA saves."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        layers = matching(model, TARGETS)
-        self.names, self.full = list(layers), nn.ParameterList(torch.zeros_like(m.weight) for m in layers.values())
-
-    def wrap(self, i: int, layer: nn.Module) -> FullLinear:
-        return FullLinear(layer, self.full[i])
-
-
 def begin(model: nn.Module, method: str, seed: int) -> Delta:
-    return FullChange(model) if method == "full" else LoRA(model, rank=int(method.split()[1].strip(",")), seed=seed)
+    return (
+        FullChange(model, TARGETS)
+        if method == "full"
+        else LoRA(model, rank=int(method.split()[1].strip(",")), seed=seed)
+    )
 
 
 def mean(values: list[float]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 attach        how a delta enters a model, and leaves it
 lora          the change of a matrix as a product of two thin ones; merged and unmerged
+full          the change of whole matrices, to compare with
 adapters      a small network after a layer
 prefix        trained keys and values, and trained embeddings, before the text
 experts       low-rank experts with a gate; (IA)³
