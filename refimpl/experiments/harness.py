@@ -74,19 +74,24 @@ def is_stale(row: str) -> bool:
 def record(row: str) -> dict:
     """Run a row on one thread, so that others can repeat it, and write its record."""
     experiment, hash_of_what_runs = module(row), source_hash(row)  # now: the file may be edited while it runs
-    threads, start = torch.get_num_threads(), time.perf_counter()
+    threads, start, worked = torch.get_num_threads(), time.perf_counter(), time.process_time()
     torch.set_num_threads(1)
     try:
         result = json.loads(json.dumps(experiment.run()))  # as a reader of the file will have it
     finally:
         torch.set_num_threads(threads)
+    spent = {
+        "threads": 1,
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - worked, 1),  # of this process; what a busy machine does not stretch
+    }
     made = {
         "row": row,
         "title": experiment.TITLE,
         "command": f"python -m refimpl.experiments {row} --force",
         "source": f"refimpl/experiments/row_{row}.py",
         "source_sha256": hash_of_what_runs,
-        "provenance": provenance(processor()) | {"threads": 1, "seconds": round(time.perf_counter() - start, 1)},
+        "provenance": provenance(processor()) | spent,
         "claims": [asdict(claim) for claim in experiment.claims(result)],
         "result": result,
     }

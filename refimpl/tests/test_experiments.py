@@ -118,6 +118,31 @@ def test_the_command_runs_what_is_stale_and_nothing_else(folder, capsys):
     assert "fresh" in capsys.readouterr().out
 
 
+def test_several_rows_at_a_time_are_printed_in_their_order(monkeypatch):
+    """Each in a process of its own; fresh ones are read."""
+    in_turn = []
+
+    class Pool:  # in place of processes, which would write into the repository
+        def __init__(self, jobs, **options):
+            in_turn.append(jobs)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def submit(self, work, row):
+            in_turn.append(row)
+            return types.SimpleNamespace(result=lambda: {"made": row})
+
+    monkeypatch.setattr(cli, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(harness, "is_stale", lambda row: row != "02")
+    monkeypatch.setattr(harness, "load", lambda row: {"read": row})
+    assert list(cli.records(["01", "02", "03"], False, 2)) == [{"made": "01"}, {"read": "02"}, {"made": "03"}]
+    assert in_turn == [2, "01", "03"]
+
+
 def test_an_unknown_row_is_refused_with_the_known_ones(capsys):
     """Exit status 2, and the rows that exist."""
     assert cli.main(["77"]) == 2
