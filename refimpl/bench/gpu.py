@@ -30,7 +30,13 @@ def shapes() -> list[dict]:
     ]
 
 
-def run(device: str = "cuda", shapes_: list[dict] | None = None, softmax_cols=(1024, 4096, 16384), repeats=20) -> dict:
+def run(
+    device: str = "cuda",
+    shapes_: list[dict] | None = None,
+    softmax_cols=(1024, 4096, 16384),
+    repeats=20,
+    cases: list[str] | None = None,
+) -> dict:
     """Every shape, causal and full, forward and forward + backward, ours and the peers; then what the cases add.
 
     A missing peer is a row too.
@@ -40,7 +46,8 @@ def run(device: str = "cuda", shapes_: list[dict] | None = None, softmax_cols=(1
         rows += attention_rows(device, shape, causal, backward, repeats)
     softmax = [row for cols in softmax_cols for row in softmax_rows(device, cols, repeats)]
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    more = {n: suite.case(n).gpu(device, repeats) for n in suite.names() if hasattr(suite.case(n), "gpu")}
+    named = suite.names() if cases is None else cases
+    more = {n: suite.case(n).gpu(device, repeats) for n in named if hasattr(suite.case(n), "gpu")}
     return {"provenance": provenance(name), "repeats": repeats, "cases": {"flash": rows, "softmax": softmax, **more}}
 
 
