@@ -31,6 +31,12 @@ def why_not() -> str:
     return f"needs {', '.join(missing)} (util-linux)" if missing else ""
 
 
+def why_no_cage() -> str:
+    """The same for a cage, which has a /tmp of its own: what lies in this machine's is not to be seen there."""
+    inside = [str(path) for path in needed() if path.is_relative_to("/tmp")]
+    return why_not() or (f"a cage hides this machine's /tmp, where {inside[0]} lies" if inside else "")
+
+
 def account() -> tuple[int, int]:
     entry = pwd.getpwnam(USER)
     return entry.pw_uid, entry.pw_gid

@@ -55,7 +55,7 @@ assert torch.equal(total([torch.arange(3.0)] * 4), torch.tensor([0.0, 4.0, 8.0])
 
 def run(attacks: Sequence[Attack], record: Path) -> int:
     """Attack plain nbgrader with each of `attacks`; writes `record` and prints it."""
-    problem = ordinary.why_not()
+    problem = ordinary.why_no_cage()
     if problem:
         print(f"autograder redteam --plain: {problem}", file=sys.stderr)
         return 2

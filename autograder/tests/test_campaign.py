@@ -124,6 +124,13 @@ def test_a_closed_folder_on_the_way_is_found(tmp_path):
     assert outermost == tmp_path / "open" / "closed" or outermost in tmp_path.parents
 
 
+def test_a_cage_does_not_see_what_lies_in_tmp(monkeypatch):
+    """Then the column says so, in place of a process that ends at once."""
+    monkeypatch.setattr(ordinary, "needed", lambda: [Path("/opt/python"), Path("/tmp/clone")])
+    monkeypatch.setattr(ordinary, "why_not", lambda: "")
+    assert ordinary.why_no_cage() == "a cage hides this machine's /tmp, where /tmp/clone lies"
+
+
 @pytest.mark.skipif(bool(ordinary.why_not()), reason=f"an ordinary user: {ordinary.why_not()}")
 def test_an_ordinary_user_can_run_this_python_and_root_s_files_stay_closed(tmp_path):
     """In the private namespace Python and the repository are readable; of root's own folder nothing else is."""
@@ -153,7 +160,7 @@ def test_a_command_that_takes_too_long_ends_with_all_that_it_started():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(ordinary.why_not()), reason=f"a cage without a sandbox: {ordinary.why_not()}")
+@pytest.mark.skipif(bool(ordinary.why_no_cage()), reason=f"a cage without a sandbox: {ordinary.why_no_cage()}")
 def test_without_a_sandbox_the_witnesses_see_the_attacks_succeed():
     """The control: in T0 secrets are read, files are left and a neighbour dies, and each is reported as such."""
     names = ["secrets read", "traces left everywhere", "signals to others", "nan everywhere"]

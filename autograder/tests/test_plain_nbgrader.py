@@ -44,7 +44,7 @@ def test_rows_of_attacks_that_are_not_run_again_are_kept(tmp_path, monkeypatch, 
     here = f"{plain.outside.REPOSITORY}/x"
     assert plain.recorded(record) == {}
     plain.write({first.name: {"outcome": "held"}, "gone long ago": {"outcome": "held"}}, record)
-    monkeypatch.setattr(plain.ordinary, "why_not", lambda: "")
+    monkeypatch.setattr(plain.ordinary, "why_no_cage", lambda: "")
     monkeypatch.setattr(plain, "prepare", lambda folder: None)
     monkeypatch.setattr(plain, "attempt", lambda pristine, name: {**QUIET, "changed": [here]})
     assert plain.run([second], record) == 0
@@ -56,7 +56,7 @@ def test_rows_of_attacks_that_are_not_run_again_are_kept(tmp_path, monkeypatch, 
 
 def test_a_machine_without_a_cage_attacks_nothing(monkeypatch, tmp_path, capsys):
     """Exit status 2 and the reason."""
-    monkeypatch.setattr(plain.ordinary, "why_not", lambda: "needs root")
+    monkeypatch.setattr(plain.ordinary, "why_no_cage", lambda: "needs root")
     assert plain.run([], tmp_path / "plain.json") == 2
     assert "needs root" in capsys.readouterr().err and not (tmp_path / "plain.json").exists()
 

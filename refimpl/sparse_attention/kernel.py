@@ -117,8 +117,8 @@ def block_sparse_kernel(
 def tiles_of(dim: int, block: int, dtype: torch.dtype, arch: int | None = None) -> Config:
     """How the kernel cuts a layout's blocks, by the table."""
     c = pick_config(WIDE if block == max(BLOCKS) else NARROW, dim, dtype, arch)
-    stages = c.num_stages if block >= 64 else 1  # small tiles spill with more
-    return c._replace(block_q=min(c.block_q, block), block_k=min(c.block_k, block), num_stages=stages)
+    rows, stages = (block, c.num_stages) if block >= 64 else (16, 1)  # small tiles spill with more
+    return c._replace(block_q=min(c.block_q, rows), block_k=min(c.block_k, block), num_stages=stages)
 
 
 def block_sparse_attention(
