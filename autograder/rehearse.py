@@ -204,8 +204,9 @@ def faults_of_page(page: str, student: Student, numbers: set[str], secrets: list
         yield f"shows check source: {told[:2]}"
     if re.search(r"<script>alert|<img src=x|href=.javascript", page):
         yield "holds live markup"
-    if NOT_FOR_GRADES not in shown:
-        yield f"does not say {NOT_FOR_GRADES!r}"
+    said, due = NOT_FOR_GRADES in shown, machine_tier() == "T0"
+    if said != due:
+        yield f"{'says' if said else 'does not say'} {NOT_FOR_GRADES!r}"
 
 
 def plain_nbgrader(run: Rehearsal) -> None:

@@ -74,8 +74,9 @@ def test_inputs_and_expected_values_are_searched_for(tiny):
     assert "1234567890123456789" in numbers
 
 
-def test_a_page_that_tells_too_much_is_a_fault(tiny, students):
+def test_a_page_that_tells_too_much_is_a_fault(tiny, students, monkeypatch):
     """A number, a line of checks.py, live markup, a missing tier; what the student wrote is the student's."""
+    monkeypatch.setattr(rehearse, "machine_tier", lambda: "T0")
     number, line = "0.7654321", secret_texts(tiny)[0]
     clean = "<p>T0: not for grades</p>"
     student = students["empty"]
@@ -87,6 +88,17 @@ def test_a_page_that_tells_too_much_is_a_fault(tiny, students):
         assert word in fault
     own = Student("own", "", content=f"{number} {json.dumps(line)[1:-1]}".encode())
     assert list(faults_of_page(f"{clean}{number} {line}", own, {"765432"}, [line])) == []
+
+
+def test_a_page_says_that_it_is_not_for_grades_where_it_is_not(students, monkeypatch):
+    """In T0, and nowhere else: a warning that is always there is read by nobody."""
+    for tier, page, faults in (
+        ("T2", "<p>fine</p>", 0),
+        ("T2", "<p>T0: not for grades</p>", 1),
+        ("T0", "<p>fine</p>", 1),
+    ):
+        monkeypatch.setattr(rehearse, "machine_tier", lambda tier=tier: tier)
+        assert len(list(faults_of_page(page, students["empty"], set(), []))) == faults
 
 
 def test_only_what_a_reader_sees_is_searched():
