@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from autograder.judge.slots import has_kernels
-from autograder.judge.tiers import at_least, machine_tier
+from autograder.judge.tiers import at_least, machine_tier, why_not
 from autograder.judge.vault import Vault, write_atomically
 from autograder.judge.verdict import CycleError, bank_version, judge_version
 from autograder.judge.workers import PATIENCE, Job, run_jobs
@@ -116,9 +116,8 @@ class Chunk:
         """Why this node must not judge: too weak a sandbox, or not the code that the run was started with."""
         tier, node = machine_tier(), socket.gethostname()
         if not at_least(tier, self.minimum):
-            return (
-                f"node {node} judges in tier {tier}, the course asks for {self.minimum}: see `autograder doctor` there"
-            )
+            asks = f"node {node} judges in tier {tier}, the course asks for {self.minimum}"
+            return f"{asks} ({why_not(self.minimum)}): see `autograder doctor` there"
         if (bank_version(lab), judge_version()) != (self.bank, self.judge):
             return f"node {node} has other checks or another grader than the machine that started the run: update it"
         vault = Vault(self.jobs[0].vault)
