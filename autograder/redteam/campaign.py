@@ -125,8 +125,8 @@ def why_skipped(tier: str, user: str) -> str:
     """Why this column stays empty, or ""."""
     if tier == "T0" and (user == "root" or os.geteuid() != 0):
         return "without a sandbox, attacks run as an ordinary user only, in a cage that root builds"
-    if tier == "T0" and ordinary.why_no_cage():
-        return ordinary.why_no_cage()
+    if tier == "T0" and (why := ordinary.why_no_cage()):
+        return why
     if not at_least(machine_tier(), tier):
         return f"this machine gives {machine_tier()}; see `autograder doctor`"
     if user == "root" and os.geteuid() != 0:

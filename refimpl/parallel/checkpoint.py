@@ -33,7 +33,6 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.optim import Optimizer
 
 from refimpl.parallel import tensor
-from refimpl.parallel.collectives import all_gather_single
 from refimpl.parallel.zero import Zero
 from refimpl.shapes import Tensor
 
@@ -99,18 +98,7 @@ def of_zero(zero: Zero) -> Training:
             start, stop = max(mine, begin), min(mine + unit.master.numel(), end)
             blocks = blocks_of_run(tuple(shape), start - begin, stop - begin, at=start - mine)
             held.append(Held(owners[0][2], tuple(shape), unit.master, blocks))
-
-    @torch.no_grad()
-    def spread():
-        """The weights of the work follow the master weights, as after a step."""
-        for unit in zero.units:
-            unit.forget()
-            if unit.shard is not unit.master:
-                unit.shard.copy_(unit.master)
-            if zero.stage < 3:
-                all_gather_single(unit.full, unit.shard, group=zero.group)
-
-    return Training(held, zero.optimizer, spread, zero.group)
+    return Training(held, zero.optimizer, zero.spread, zero.group)
 
 
 def blocks_of_run(shape: Shape, start: int, stop: int, *, at: int = 0) -> list[Block]:

@@ -25,6 +25,7 @@ NODE = Path(__file__).with_name("_node.py")
 QUEUE_SECONDS = 3600  # that a job may wait for its nodes
 HINT = "[cluster] in course/course.toml says what a process gets"
 PATIENCE_SECONDS = 10  # after which a caller wants to know what it waits for
+ASK_SECONDS = 0.5  # between two questions to a controller that others ask, too
 STOP_SECONDS = 30  # for the nodes to write their stacks and end
 MEETING = (  # torchrun must be told who is host and where it is: it would look up a name that may be another's
     "--rdzv-backend=c10d", "--rdzv-id={name}", "--rdzv-endpoint={endpoint}",
@@ -37,7 +38,12 @@ MEETING = (  # torchrun must be told who is host and where it is: it would look 
 
 @dataclass(frozen=True)
 class Settings:
-    """One table of course.toml."""
+    """One table of course.toml: what both have."""
+
+    minutes: int = 30  # at most
+    cores: int = 1  # of a process
+    memory_gb: int = 2  # of a process
+    gpus: int = 0  # of a process
 
     @classmethod
     def read(cls, table: str) -> Any:
@@ -57,10 +63,6 @@ class Cluster(Settings):
 
     partition: str = ""  # "": the cluster's default
     account: str = ""
-    minutes: int = 30  # at most
-    cores: int = 1  # of a process
-    memory_gb: int = 2  # of a process
-    gpus: int = 0  # of a process
     interface: str = ""  # of the network between the nodes, for gloo and NCCL; "": what the node's name leads to
 
     def parameters(self, job: Job) -> dict[str, Any]:
@@ -92,10 +94,6 @@ class Kubernetes(Settings):
     namespace: str = "default"
     claim: str = ""  # the PersistentVolumeClaim with the notebook's folder; many nodes mount it (ReadWriteMany)
     mount: str = "/home/jovyan"  # where the notebook has it
-    minutes: int = 30
-    cores: int = 1  # of a process
-    memory_gb: int = 2  # of a process
-    gpus: int = 0  # of a process
     queue: str = ""  # a LocalQueue of Kueue, which starts all pods or none
 
 
@@ -110,28 +108,31 @@ def node_command(job: Job) -> list[str]:
     return [sys.executable, str(NODE), str(job.folder)]
 
 
-def wait(job: Job, running: Callable[[], bool], why_waiting: Callable[[], str]) -> None:
-    """Return when no node runs any more; raise when time is up: for the queue, for the start, for fn."""
+def wait(job: Job, state: Callable[[], str]) -> None:
+    """Return when no node runs any more; raise when time is up: for the queue, for the start, for fn.
+
+    `state` asks the cluster, in words; "" when the job has ended.
+    """
     begun, started, entered, told = time.monotonic(), None, None, False
-    while running():
+    while said := state():
         job.show_output()
         now = time.monotonic()
         started = started or (now if (job.folder / "rendezvous").exists() else None)
         entered = entered or (now if job.ready() else None)
-        if started is None and waits_in_vain(why := why_waiting()):
-            raise LaunchError(f"launch: the cluster will never start this ({why}); {HINT}", job.folder)
+        if started is None and waits_in_vain(said):
+            raise LaunchError(f"launch: the cluster will never start this ({said}); {HINT}", job.folder)
         if not told and started is None and now > begun + PATIENCE_SECONDS:
             told = True
-            print(f"launch: waiting for its nodes: {why_waiting()}", flush=True)
+            print(f"launch: waiting for its nodes: {said}", flush=True)
         if started is None and now > begun + QUEUE_SECONDS:
-            raise LaunchError(f"launch: not started within {QUEUE_SECONDS} s: {why_waiting()}", job.folder)
+            raise LaunchError(f"launch: not started within {QUEUE_SECONDS} s: {said}", job.folder)
         if started and now > (entered + job.timeout if entered else started + START_SECONDS):
             (job.folder / "stop").touch()  # the nodes ask their ranks where they are, and end
             stopped = time.monotonic() + STOP_SECONDS
-            while running() and time.monotonic() < stopped:
-                time.sleep(0.2)
+            while state() and time.monotonic() < stopped:
+                time.sleep(ASK_SECONDS)
             raise job.timed_out(ask=False)
-        time.sleep(0.2)
+        time.sleep(ASK_SECONDS)
     job.show_output(last=True)
 
 
@@ -157,7 +158,7 @@ def run_on_slurm(job: Job) -> None:
     except submitit.core.utils.FailedJobError as refused:
         raise LaunchError(f"launch: SLURM refuses the job: {str(refused).strip()}\n{HINT}", job.folder) from refused
     try:
-        wait(job, lambda: state(submitted.job_id).startswith(ALIVE), lambda: state(submitted.job_id))
+        wait(job, lambda: slurm_state(submitted.job_id))
     finally:
         subprocess.run(["scancel", submitted.job_id], capture_output=True, check=False)
 
@@ -166,13 +167,13 @@ NEVER = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadCons
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
 
 
-def state(job_id: str) -> str:
-    """STATE REASON as the controller says; a job that it has forgotten has ended."""
+def slurm_state(job_id: str) -> str:
+    """STATE REASON as the controller says; "" for a job that has ended, or that it has forgotten."""
     line = ["squeue", "--noheader", "--states=all", "--format=%T %r", f"--jobs={job_id}"]
     said = subprocess.run(line, capture_output=True, text=True, check=False)
     if said.returncode and "Invalid job id" not in said.stderr:
         return "PENDING: the controller does not answer"  # it may come back
-    return said.stdout.strip() or "GONE"
+    return said.stdout.strip() if said.stdout.startswith(ALIVE) else ""
 
 
 def waits_in_vain(said: str) -> bool:
@@ -246,7 +247,7 @@ def run_on_kubernetes(job: Job) -> None:
     name, space = made[1]["metadata"]["name"], f"--namespace={settings.namespace}"
     kubectl("apply", f"--filename={path}", folder=job.folder)
     try:
-        wait(job, lambda: not pods_ended(name, space, job.folder), lambda: "see kubectl describe job " + name)
+        wait(job, lambda: "" if pods_ended(name, space, job.folder) else f"see kubectl describe job {name}")
     finally:
         line = ["kubectl", "delete", "--ignore-not-found", "--wait=false", f"--filename={path}"]
         subprocess.run(line, capture_output=True, check=False)

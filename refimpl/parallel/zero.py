@@ -151,6 +151,11 @@ class Zero:
             unit.master.grad = None if unit.gradient is None else unit.gradient.to(unit.master.dtype)
         self.optimizer.step()
         self.zero_grad()
+        self.spread()
+
+    @torch.no_grad()
+    def spread(self):
+        """The weights of the work follow the master weights: after a step, and after a checkpoint was read."""
         for unit in self.units:
             unit.forget()  # a prefetched unit that nobody used would be out of date
             if unit.shard is not unit.master:

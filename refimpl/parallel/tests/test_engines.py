@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,11 +14,11 @@ import torch
 import torch.distributed as dist
 
 from refimpl.parallel import LaunchError, LaunchTimeout, RankError, _node, engines, launch
+from refimpl.parallel import cluster as local
 from refimpl.parallel.engines import Cluster, Kubernetes, manifest
 from refimpl.parallel.launch import Job
 
 ROOT = Path(__file__).resolve().parents[3]
-LOCAL_CLUSTER = ROOT / "course" / "deploy" / "slurm" / "local_cluster.sh"
 
 
 def who_and_sum(x):
@@ -223,14 +224,14 @@ def test_a_job_that_never_starts_says_why_it_waits(job, monkeypatch, capsys):
     monkeypatch.setattr(engines, "QUEUE_SECONDS", 0)
     monkeypatch.setattr(engines, "PATIENCE_SECONDS", 0)
     with pytest.raises(LaunchError, match="not started within 0 s: PENDING as 7"):
-        engines.wait(job, lambda: True, lambda: "PENDING as 7")
+        engines.wait(job, lambda: "PENDING as 7")
     assert capsys.readouterr().out == "launch: waiting for its nodes: PENDING as 7\n"
 
 
 def test_a_job_that_can_never_start_is_not_waited_for(job):
     """What SLURM keeps in its queue although no node has that much."""
     with pytest.raises(LaunchError, match=r"will never start this \(PENDING PartitionConfig\); \[cluster\] in course"):
-        engines.wait(job, lambda: True, lambda: "PENDING PartitionConfig")
+        engines.wait(job, lambda: "PENDING PartitionConfig")
 
 
 def test_nodes_are_asked_to_stop_when_time_is_up(job, monkeypatch):
@@ -238,7 +239,7 @@ def test_nodes_are_asked_to_stop_when_time_is_up(job, monkeypatch):
     monkeypatch.setattr(engines, "START_SECONDS", 0)
     (job.folder / "rendezvous").write_text("n1:1")
     with pytest.raises(LaunchTimeout, match="not every rank started"):
-        engines.wait(job, lambda: not (job.folder / "stop").exists(), lambda: "")
+        engines.wait(job, lambda: "" if (job.folder / "stop").exists() else "RUNNING None")
     assert (job.folder / "stop").exists()
 
 
@@ -256,34 +257,19 @@ def test_what_is_missing_for_slurm_is_said(course, monkeypatch):
         launch(who_and_sum, engine="slurm")
 
 
-def lacks():
-    """Why this machine can have no local cluster, or ""."""
-    made = subprocess.run([LOCAL_CLUSTER, "check"], capture_output=True, text=True, check=False)
-    return made.stderr.strip() if made.returncode else ""
-
-
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A function that tells a real SLURM of four nodes on this machine what to do; `.folder` is its folder."""
-    if why := lacks():
+def cluster():
+    """A function that tells a real SLURM of four nodes on this machine what to do."""
+    if why := local.missing():
         pytest.skip(why)
-    folder = tmp_path_factory.mktemp("slurm") / "cluster"
-    environment = {**os.environ, "CLUSTER_DIR": str(folder)}
-
-    def tell(*line):
-        subprocess.run([LOCAL_CLUSTER, *line], check=True, env=environment, capture_output=True)
-
-    tell.folder = folder
-    tell("start", "4")
-    yield tell
-    tell("stop")
+    with local.local_cluster(4) as tell:
+        yield tell
 
 
 @pytest.fixture
-def on_slurm(cluster, course, monkeypatch):
+def on_slurm(cluster, course):
     """The same, with a notebook's folder that its nodes see."""
     course()
-    monkeypatch.setenv("SLURM_CONF", str(cluster.folder / "slurm.conf"))
     return cluster
 
 
@@ -319,14 +305,18 @@ def test_failures_on_slurm_read_as_they_do_here(on_slurm):
 @pytest.mark.e2e
 def test_a_node_that_dies_ends_the_launch(on_slurm, tmp_path):
     """With a word about the node; whoever waits for it is not kept waiting."""
-    ready = f"import time; p = __import__('pathlib').Path({str(tmp_path)!r})"
-    off = f"{ready}\nwhile not list(p.glob('launch-*/rank1.ready')): time.sleep(0.1)\ntime.sleep(1)"
-    line = f"import subprocess\n{off}\nsubprocess.run([{str(LOCAL_CLUSTER)!r}, 'off', 'n2'])"
-    environment = {**os.environ, "CLUSTER_DIR": str(on_slurm.folder)}
-    with subprocess.Popen([sys.executable, "-c", line], env=environment, stdout=subprocess.DEVNULL) as plug:
-        start = time.monotonic()
-        with pytest.raises(LaunchError):
-            launch(wait_for_each_other, 1, engine="slurm", nnodes=2, timeout=100)
-        assert time.monotonic() - start < 90
-        plug.wait()
+
+    def pull_the_plug():
+        while not list(tmp_path.glob("launch-*/rank1.ready")):
+            time.sleep(0.1)
+        time.sleep(1)
+        on_slurm("off", "n2")
+
+    plug = threading.Thread(target=pull_the_plug, daemon=True)
+    plug.start()
+    start = time.monotonic()
+    with pytest.raises(LaunchError):
+        launch(wait_for_each_other, 1, engine="slurm", nnodes=2, timeout=100)
+    assert time.monotonic() - start < 90
+    plug.join()
     on_slurm("on", "n2")
