@@ -13,7 +13,7 @@ from . import identity, landlock, limits, namespaces, reaper, system, view
 from .cgroups import Groups, parents
 from .seccomp import SyscallFilter
 
-SESSION = "session-"  # and the zygote's process id: what a session's folder and control group are called
+SESSION = "session-"  # and the zygote's process id and namespace: what a session's folder and control group are called
 PROC = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat")
 
 
@@ -48,7 +48,7 @@ class Fence:
         self.groups = Groups({})
         self.tasks = 0
         self.home = ""  # the folder in which, or over which, sessions get theirs
-        self.machine_pid = os.getpid()  # before any namespace: unique on the machine while we live
+        self.number, self.prefix = identity.number(), own_prefix()  # before T2 has a process namespace of its own
 
     def enter(self) -> None:
         """In the zygote, before it imports anything large."""
@@ -69,7 +69,7 @@ class Fence:
     def make_place(self, slot: int, order: Order) -> Place:
         """An account, a folder where the tier does not bring one, a control group."""
         uid, gid = self.account(slot)
-        name = f"{SESSION}{self.machine_pid}-{slot}"
+        name = f"{self.prefix}{slot}"
         self.groups.make(name, order.memory_bytes and order.memory_bytes + order.disk_bytes, self.tasks)
         folder = self.home
         if not self.private_disk:
@@ -149,7 +149,7 @@ class Landlocked(Fence):
         return {**super().describe(), "own_account": own_account, "landlock": version, "kept": self.capabilities}
 
     def account(self, slot: int) -> tuple[int, int]:
-        return identity.account(self.machine_pid, slot)
+        return identity.account(self.number, slot)
 
     def step_down(self, place: Place) -> None:
         self.groups.join(place.group)
@@ -205,16 +205,21 @@ class Namespaced(Landlocked):
 
 def make_home() -> str:
     """A folder named after this zygote; its sessions' accounts may pass through it, and see nothing of the others."""
-    folder = tempfile.mkdtemp(prefix=f"{SESSION}{os.getpid()}-")
+    folder = tempfile.mkdtemp(prefix=own_prefix())
     os.chmod(folder, 0o711)  # noqa: PTH101
     return folder
 
 
+def own_prefix() -> str:
+    """What only this zygote's folders and groups begin with, wherever containers share a /tmp or control groups."""
+    return f"{SESSION}{os.getpid()}-{identity.namespace()}-"
+
+
 def is_gone(name: str) -> bool:
-    """Whether the zygote that a session's folder or group is named after runs no more."""
-    pid = name.removeprefix(SESSION).partition("-")[0]
-    if not pid.isdigit():
-        return False
+    """Whether the zygote that a session's folder or group is named after runs no more, as far as we can know."""
+    pid, _, rest = name.removeprefix(SESSION).partition("-")
+    if not pid.isdigit() or rest.partition("-")[0] != str(identity.namespace()):
+        return False  # process ids of another namespace tell us nothing
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -7,9 +7,20 @@ from pathlib import Path
 from . import system
 
 # Above every account that a system hands out. A zygote's process id and a slot make one, so no two live sessions of a
-# machine share theirs.
+# machine share theirs; zygotes in containers, where process ids begin anew, start counting elsewhere.
 FIRST_UID, HIGHEST_UID = 0x70000000, 0x7FFFFFFF
 SLOTS = 64
+ZYGOTES = (HIGHEST_UID + 1 - FIRST_UID) // SLOTS  # 2^22: Linux has no more process ids
+MACHINE = 0xEFFFFFFC  # number of the process namespace that a machine starts with (PROC_PID_INIT_INO in the kernel)
+APART = 2_654_435_761  # 2^32 / golden ratio: neighbours among namespaces land far from each other
+
+
+def namespace() -> int:
+    """The number of our process namespace: process ids mean something in it alone."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116
+    except OSError:  # no Linux
+        return MACHINE
 
 
 def privileged() -> bool:
@@ -20,8 +31,13 @@ def privileged() -> bool:
     return any(inside <= FIRST_UID and inside + count > HIGHEST_UID for inside, _, count in ranges)
 
 
+def number() -> int:
+    """This zygote's among all that a machine may have at once."""
+    return (os.getpid() + (namespace() - MACHINE) * APART) % ZYGOTES
+
+
 def account(zygote: int, slot: int) -> tuple[int, int]:
-    """(uid, gid) of a session."""
+    """(uid, gid) of a session of the zygote with that number."""
     if not privileged():
         return os.getuid(), os.getgid()
     if slot >= SLOTS:

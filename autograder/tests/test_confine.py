@@ -340,3 +340,14 @@ def test_the_environment_lowers_the_tier_and_never_raises_it(monkeypatch):
     monkeypatch.setenv(tiers.LOWER, "T3")
     with pytest.raises(ValueError, match="T3: the tiers are T0, T1, T2"):
         machine_tier()
+
+
+def test_nodes_that_share_a_machine_do_not_clear_each_other_away(tier):
+    """Containers whose process ids begin anew, with the same control groups and /tmp: each keeps its sessions."""
+    if os.getuid() or subprocess.run(["unshare", "--pid", "--mount", "--fork", "true"], check=False).returncode:
+        pytest.skip("needs root that may make process namespaces")
+    once = f"{sys.executable} -I {SANDBOX / 'zygote.py'} --probe {tier}"
+    node = ["unshare", "--pid", "--mount", "--fork", "sh", "-c", f"mount -t proc proc /proc; {once}; {once}; {once}"]
+    nodes = [subprocess.Popen(node, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    made = [json.loads(line) for node in nodes for line in node.communicate(timeout=120)[0].splitlines()]
+    assert len(made) == 18 and [probe["error"] for probe in made if "error" in probe] == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autograder.sandbox import cgroups, confine, landlock, launch, limits, reaper, system, view
+from autograder.sandbox import cgroups, confine, identity, landlock, launch, limits, reaper, system, view
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -121,9 +121,24 @@ def test_the_tasks_of_an_account_are_counted():
 
 @linux
 def test_what_a_dead_zygote_left_is_told_from_what_a_live_one_uses():
-    """By the process id in its name."""
-    assert not confine.is_gone(f"session-{os.getpid()}-abc") and not confine.is_gone("session-x")
-    assert confine.is_gone("session-4194305-0")  # above the highest process id
+    """By the process id in its name, which tells nothing about the zygotes of another process namespace."""
+    here = identity.namespace()
+    assert not confine.is_gone(f"session-{os.getpid()}-{here}-abc") and not confine.is_gone("session-x")
+    assert confine.is_gone(f"session-4194305-{here}-0")  # above the highest process id
+    assert not confine.is_gone(f"session-4194305-{here + 1}-0")
+
+
+@linux
+def test_zygotes_of_containers_are_told_apart_though_their_process_ids_begin_anew(monkeypatch):
+    """Names and accounts: nodes that share a machine's control groups and /tmp would clear each other away."""
+    monkeypatch.setattr(os, "getpid", lambda: 77)
+    names, numbers = set(), set()
+    for container in range(1000):
+        monkeypatch.setattr(identity, "namespace", lambda container=container: identity.MACHINE + container)
+        names.add(confine.own_prefix())
+        numbers.add(identity.number())
+    assert len(names) == len(numbers) == 1000 and 77 in numbers
+    assert identity.FIRST_UID + max(numbers) * identity.SLOTS + identity.SLOTS - 1 <= identity.HIGHEST_UID
 
 
 @linux
