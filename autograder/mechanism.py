@@ -42,7 +42,11 @@ class Mechanism(Protocol):
 
 
 class Forbids:
-    """The answer may not call operations whose name contains one of `names`."""
+    """The answer may not call operations whose name contains one of `names`.
+
+    A watcher refuses them, with a message. The judge also takes them out of PyTorch where the answer runs; a name with
+    a dot (`aten.exp.`) it leaves there, since PyTorch may need such an operation itself.
+    """
 
     def __init__(self, *names: str, costs: float = 1.0) -> None:
         self.names, self.costs = names, costs

@@ -108,6 +108,11 @@ class Question:
         return tuple(name for m in self.mechanism for name in getattr(m, "names", ()))
 
     @property
+    def absent(self) -> tuple[str, ...]:
+        """Those of them that the judge takes out of PyTorch; what has a dot (`aten.exp.`) PyTorch may need itself."""
+        return tuple(sorted({name for name in self.forbidden if "." not in name}))
+
+    @property
     def read_once(self) -> tuple[int, ...]:
         """Positions of arguments that are handed over as one-shot iterators."""
         return tuple(m.index for m in self.mechanism if hasattr(m, "index"))

@@ -36,15 +36,18 @@ SAYS = {
 
 
 class Shared:
-    """The process in which a submission's questions are called one after another, so that its cells run once.
+    """The processes in which a submission's questions are called one after another, so that its cells run once.
 
-    `clean` says that it has served no question yet: a failure there is the answer's own. After a failure elsewhere
-    the judge looks again in a new process, so a question that spoils the process costs no other one.
+    One for each set of operations that questions rule out: there PyTorch lacks them, so that nothing the student's code
+    does to its process brings them back. `clean` says that a question's process has served no other yet: a failure
+    there is the answer's own. After a failure elsewhere the judge looks again in a new process, so a question that
+    spoils the process costs no other one.
     """
 
     def __init__(self, zygote: Zygote, notebook: Notebook, seconds: float) -> None:
         self.zygote, self.notebook, self.seconds = zygote, notebook, seconds
-        self.session: Session | None = None
+        self.notebooks: dict[tuple[str, ...], Notebook] = {}
+        self.sessions: dict[tuple[str, ...], Session] = {}
 
     def __enter__(self) -> "Shared":
         return self
@@ -52,20 +55,25 @@ class Shared:
     def __exit__(self, *exception: object) -> None:
         self.renew()
 
-    @property
-    def clean(self) -> bool:
-        return self.session is None or self.session.calls == 0
+    def notebook_for(self, question: Question) -> Notebook:
+        """The cells, for processes that lack what the question rules out."""
+        return self.notebooks.setdefault(question.absent, self.notebook.without(question.absent))
 
-    def get(self) -> Session:
-        if self.session is None:
-            self.session = Session(self.zygote, self.notebook, seconds=self.seconds)
-        return self.session
+    def clean(self, question: Question) -> bool:
+        return question.absent not in self.sessions or self.sessions[question.absent].calls == 0
+
+    def get(self, question: Question) -> Session:
+        if question.absent not in self.sessions:
+            self.sessions[question.absent] = self.fresh(question)
+        return self.sessions[question.absent]
+
+    def fresh(self, question: Question) -> Session:
+        return Session(self.zygote, self.notebook_for(question), seconds=self.seconds)
 
     def renew(self) -> None:
         """The next call meets a new process."""
-        if self.session is not None:
-            self.session.close()
-            self.session = None
+        while self.sessions:
+            self.sessions.popitem()[1].close()
 
 
 class SandboxRunner:
@@ -95,19 +103,19 @@ class SandboxRunner:
             assert self.ranks is not None
             return self.tell(question, *self.on_ranks(self.ranks, question, case))
         if question.fresh:
-            with Session(self.zygote, self.notebook, seconds=self.seconds) as session:
+            with self.shared.fresh(question) as session:
                 return self.tell(question, *self.in_session(session, question, case))
-        return self.tell(question, *self.in_session(self.shared.get(), question, case))
+        return self.tell(question, *self.in_session(self.shared.get(question), question, case))
 
     def peak(self, question: Question, case: Case, warmup: Case) -> tuple[Outcome, int | None]:
         """In a process of its own, warmed up once: what the kernel says the call needed at its peak."""
         if question.ranks:
-            with RankSessions(self.zygote, self.notebook, question.ranks, self.seconds) as ranks:
+            with RankSessions(self.zygote, self.shared.notebook_for(question), question.ranks, self.seconds) as ranks:
                 raw, seen = self.on_ranks(ranks, question, warmup)
                 if raw.ok:
                     raw, seen = self.on_ranks(ranks, question, case, measure=True)
             return self.tell(question, raw, seen), raw.peak_bytes
-        with Session(self.zygote, self.notebook, seconds=self.seconds) as session:
+        with self.shared.fresh(question) as session:
             raw, seen = self.in_session(session, question, warmup)
             peak = None
             if raw.ok:
@@ -122,7 +130,7 @@ class SandboxRunner:
             return None
         theirs = oracle_notebook(oracle)
         with (
-            Session(self.zygote, self.notebook, seconds=self.seconds) as answer,
+            self.shared.fresh(question) as answer,
             Session(self.zygote, theirs, seconds=self.seconds) as reference,
         ):
             if theirs.problems:
@@ -134,7 +142,7 @@ class SandboxRunner:
     def renew_ranks(self, question: Question) -> None:
         if self.ranks is not None:
             self.ranks.close()
-        self.ranks = RankSessions(self.zygote, self.notebook, question.ranks, self.seconds)
+        self.ranks = RankSessions(self.zygote, self.shared.notebook_for(question), question.ranks, self.seconds)
 
     def in_session(self, session: Session, question: Question, case: Case) -> tuple[RawOutcome, Seen]:
         seen = Seen()
@@ -183,7 +191,8 @@ class SandboxRunner:
 
     def why_missing(self, question: Question) -> str:
         """Why the notebook defines no such answer: no cell does, or the cell that should have stopped."""
-        problem = self.notebook.problems.get(question.name)
+        notebook = self.shared.notebook_for(question)
+        problem = notebook.problems.get(question.name) or notebook.guilty.get(question.name)
         if problem is None:
             return f"no cell of the notebook defines `{question.answer}`; was it renamed?"
         error, says, line = self._describe(question, problem)

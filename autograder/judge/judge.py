@@ -79,7 +79,7 @@ def judge_question(lab: Lab, question: Question, seed: int, shared: Shared) -> R
 
     That one then serves the questions that follow: they, too, are looked at again should they fail in it.
     """
-    alone = shared.clean or question.fresh or question.ranks
+    alone = shared.clean(question) or question.fresh or question.ranks
     report, timeouts = examined(lab, question, seed, shared)
     # After the second time-out the call was in a new process already.
     if report.attempted and not report.passed and not alone and timeouts < TIMEOUTS_ALLOWED:

@@ -9,13 +9,13 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
 from autograder.judge.aid import Aid
 from autograder.judge.memory import Before, read_peak, start_peak
-from autograder.judge.zygote import Zygote
+from autograder.judge.zygote import SandboxError, Zygote
 from autograder.sandbox import wire
 
 CELL_SECONDS = 20.0
@@ -67,12 +67,18 @@ class Notebook:
     """The cells of one submission. Problems are kept across sessions, so a cell that hangs costs its deadline once.
 
     `deadline` (monotonic seconds) is the submission's in all: many slow cells may not hold up a class either.
+    `absent`: parts of names of the operations that PyTorch lacks in the processes of this notebook.
     """
 
     cells: Sequence[Cell]
     problems: dict[str, Problem] = field(default_factory=dict)
-    guilty: set[str] = field(default_factory=set)  # cells that hung or crashed and are left out from then on
+    guilty: dict[str, Problem] = field(default_factory=dict)  # cells that hung or crashed, left out from then on
     deadline: float = math.inf
+    absent: tuple[str, ...] = ()
+
+    def without(self, names: tuple[str, ...]) -> "Notebook":
+        """The same cells for processes without these operations; a cell that hangs or crashes does so in both."""
+        return replace(self, absent=names, problems={}) if names else self
 
     @property
     def seconds_left(self) -> float:
@@ -189,6 +195,10 @@ class Session:
                 raise
 
     def _run_cells(self) -> bool:
+        if self.notebook.absent:
+            made = self._ask({"op": "without", "names": list(self.notebook.absent)}, b"", self.seconds, False)
+            if made.problem is not None:  # before any of the student's code: a failure is ours
+                raise SandboxError(f"PyTorch's operations could not be taken away: {made.problem}")
         for cell in self.notebook.cells:
             if cell.name in self.notebook.guilty:
                 continue
@@ -196,7 +206,7 @@ class Session:
             if outcome.problem is not None:
                 self.notebook.problems[cell.name] = outcome.problem
                 if outcome.problem.kind != "error":
-                    self.notebook.guilty.add(cell.name)
+                    self.notebook.guilty[cell.name] = outcome.problem
                     return False
         return True
 

@@ -42,14 +42,13 @@ Code = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack: where it comes from, which question it wants points for, and what is known about it."""
+    """One attack: where it comes from, which question it wants points for."""
 
     code: Code
     source: str  # who did it first, or "own"
     question: str = "softmax"
     plain: bool = True  # whether it means anything against plain nbgrader
     quick: bool = False  # in the subset that the tests run
-    limit: str = ""  # why it is known to succeed; listed, and not counted as a defeat
 
     @property
     def name(self) -> str:

@@ -1,7 +1,7 @@
 """Attack our own grader with everything we know: `autograder redteam`.
 
 Each tier and each user gets a process of its own, with a throwaway course full of planted secrets. An attack has
-succeeded when any witness of `arena.py` saw something; what is known to succeed says so and why.
+succeeded when any witness of `arena.py` saw something.
 """
 
 import argparse
@@ -199,16 +199,16 @@ def defeats(chosen: Sequence[Attack], columns: Sequence[Column]) -> Iterator[str
             continue
         for attack in chosen:
             seen = column.results.get(attack.name)
-            if seen and seen["faults"] and not attack.limit:
+            if seen and seen["faults"]:
                 yield f"{column.title}: {attack.name}: {'; '.join(seen['faults'])}"
 
 
-def word(seen: dict[str, Any] | None, attack: Attack) -> str:
+def word(seen: dict[str, Any] | None) -> str:
     """One cell of the table."""
     if seen is None:
         return "-"
     if seen["faults"]:
-        return "known" if attack.limit else "SUCCEEDS"
+        return "SUCCEEDS"
     return "refused" if seen.get("refused") else "held"
 
 
@@ -229,19 +229,16 @@ def table(chosen: Sequence[Attack], columns: Sequence[Column], plain: dict[str, 
             family = attack.family
             lines.append(f"{family}")
         beside = plain.get(attack.name, {}).get("outcome", "-" if attack.plain else "n/a")
-        words = " ".join(f"{word(column.results.get(attack.name), attack):>10}" for column in columns)
+        words = " ".join(f"{word(column.results.get(attack.name)):>10}" for column in columns)
         lines.append(f"  {attack.name:40} {beside[:28]:28} {words}")
     lines += [f"{column.title}: skipped, {column.skipped}" for column in columns if column.skipped]
-    lines += [f"known: {a.name}: {a.limit}" for a in chosen if a.limit]
     return "\n".join(lines)
 
 
 def summary(chosen: Sequence[Attack], columns: Sequence[Column], broken: Sequence[str]) -> str:
     ran = [column for column in columns if not column.skipped]
     times = ", ".join(f"{column.title} {column.seconds:.0f} s" for column in ran)
-    known = sum(bool(attack.limit) for attack in chosen)
-    note = f" ({known} known limits apart)" if known else ""
-    return f"{len(chosen)} attacks x {len(ran)} columns: {len(broken)} succeed{note}. {times}"
+    return f"{len(chosen)} attacks x {len(ran)} columns: {len(broken)} succeed. {times}"
 
 
 if __name__ == "__main__":

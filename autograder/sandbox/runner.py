@@ -3,7 +3,8 @@
 Everything this process says is only a claim. It never sees an expected value, a seed or another student's
 work; it receives inputs, sends outputs back, and echoes the random id of each request.
 
-Requests   {"op": "exec", "id", "name", "source"}
+Requests   {"op": "without", "id", "names": []}: before the first cell, operations that PyTorch is to lack from then on
+           {"op": "exec", "id", "name", "source"}
            {"op": "call", "id", "answer", "drive": source | None, "case", "args", "kwargs", "forbid": [], "once": []}
              and, where a question asks for it, "gradients": [positions] with "seed"; "rank" with "world";
              "keep": objects in the result stay here and go out as numbers;
@@ -31,12 +32,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import wire
+from . import absent, wire
 from .channel import Channel, ServedFunction
 from .objects import Objects, load_state
 from .relay import SocketLine, joined
 from .vjp import with_gradients
-from .watch import ForbidFunctions, WatchOperations, own_error
+from .watch import ForbiddenCall, ForbidFunctions, WatchOperations, own_error
 
 STDOUT_TAIL = 4096
 MESSAGE = 2000
@@ -95,10 +96,33 @@ def fresh_namespace() -> dict:
 
 
 def run_cell(name: str, source: str, namespace: dict) -> None:
-    """Execute one cell; its source is registered so that inspect, tracebacks and @triton.jit can read it."""
+    """Execute one cell; its source is registered so that inspect, tracebacks and @triton.jit can read it.
+
+    A cell that tries an operation which this process lacks is not lost: its other statements run, so that what it
+    defines is there, and then its error is raised.
+    """
     file = f"<cell {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    code = compile(source, file, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    body = ast.parse(source, file).body
+    if not absent.removed:
+        execute(body, file, namespace)
+        return
+    refused: Exception | None = None
+    futures = [part for part in body if isinstance(part, ast.ImportFrom) and part.module == "__future__"]
+    for statement in body:
+        try:
+            execute([*futures, statement], file, namespace)
+        except Exception as problem:
+            if refused is None and not isinstance(problem, ForbiddenCall):
+                raise
+            refused = refused or problem
+    if refused is not None:
+        raise refused
+
+
+def execute(body: list[ast.stmt], file: str, namespace: dict) -> None:
+    """These statements, which may await at their top level."""
+    code = compile(ast.Module(body, []), file, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     result = eval(code, namespace)
     if inspect.iscoroutine(result):
         asyncio.run(result)
@@ -171,6 +195,8 @@ class Desk:
         op = request["op"]
         if op == "exec":
             run_cell(request["name"], request["source"], self.namespace)
+        elif op == "without":
+            absent.remove_operations(request["names"])
         elif op == "call":
             return self.call(request, blob)
         elif op == "get":

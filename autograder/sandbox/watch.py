@@ -1,7 +1,7 @@
 """Watch the torch operations of one call: refuse some by name, measure the largest tensor made.
 
-Used beside the student's code, in the sandbox and in the notebook. What it measures explains a failure;
-a student's process could forge it, so no grade rests on it alone.
+Used beside the student's code, in the sandbox and in the notebook. What it says explains a failure; a student's
+process could forge it, so no grade rests on it alone: absent.py takes operations away, memory is measured outside.
 """
 
 from collections.abc import Iterable

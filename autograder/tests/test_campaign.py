@@ -27,14 +27,6 @@ def test_any_fault_of_an_attack_is_a_defeat():
     assert list(defeats([attack], [column(attack.name, LOST)])) == ["T1 root: nan everywhere: softmax: 0 -> 10 points"]
 
 
-def test_a_known_limit_is_shown_and_not_counted():
-    """What is documented as beyond the grader stands in the table with its reason."""
-    [attack] = choose(["watcher switched off"], False)
-    columns = [column(attack.name, LOST)]
-    assert list(defeats([attack], columns)) == []
-    assert "known" in table([attack], columns, {}) and attack.limit in table([attack], columns, {})
-
-
 def test_a_column_that_was_skipped_says_why():
     """A tier that this machine lacks leaves no silent gap."""
     shown = table(all_attacks(), [Column("T2", "root", skipped="this machine gives T0")], {})

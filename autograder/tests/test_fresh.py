@@ -9,6 +9,7 @@ from autograder.judge import session as session_module
 from autograder.judge.calls import Shared
 from autograder.judge.judge import judge_cells
 from autograder.judge.session import Cell, Notebook
+from autograder.question import Question
 from autograder.tests.kinds import HEAD, declared, first_case, judged
 
 COUNTS = "calls = []\n\n\ndef answer():\n    calls.append(1)\n    return len(calls)"
@@ -21,6 +22,12 @@ class Plain:
 
 class Alone(Plain):
     fresh = True
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """Nothing is ruled out, so that all questions of a lab are called in one process."""
+    monkeypatch.setattr(Question, "absent", ())
 
 
 @pytest.mark.parametrize(("spec", "want"), [(Plain, [1, 2, 3]), (Alone, [1, 1, 1])])
@@ -56,10 +63,10 @@ def changed(cells, name, source):
 
 
 def test_the_questions_of_a_good_submission_share_one_process(tiny, tiny_cells, zygote, spawned):
-    """One for all calls, and one for each size at which memory is measured."""
+    """One for all calls that rule out the same operations, and one for each size at which memory is measured."""
     reports = judge_cells(tiny, tiny_cells, 1, zygote)
     assert all(report.passed for report in reports.values())
-    assert len(spawned) == 1 + 3
+    assert len({question.absent for question in tiny.checks.values()}) == 2 and len(spawned) == 2 + 3
 
 
 SPOILS = """
@@ -70,7 +77,7 @@ def spread(x):
 """
 
 
-def test_a_question_that_spoils_the_process_costs_no_other(tiny, tiny_cells, zygote):
+def test_a_question_that_spoils_the_process_costs_no_other(tiny, tiny_cells, zygote, one_process):
     """The second question fails beside the first one, and passes in a process of its own."""
     reports = judge_cells(tiny, changed(tiny_cells, "spread", SPOILS), 1, zygote)
     assert {name: report.earned for name, report in reports.items()} == {"spread": 4, "stream_sum": 6}
@@ -85,7 +92,7 @@ def test_a_crash_costs_the_question_it_is_in(tiny, tiny_cells, zygote):
     assert {name: report.earned for name, report in reports.items()} == {"spread": 0, "stream_sum": 6}
 
 
-def test_a_failure_in_a_clean_process_is_not_looked_at_twice(tiny, tiny_cells, zygote, monkeypatch):
+def test_a_failure_in_a_clean_process_is_not_looked_at_twice(tiny, tiny_cells, zygote, one_process, monkeypatch):
     """The first question's failure is its own; the second one's is looked at again only after other calls."""
     looked = []
     examined = judge_module.examined
@@ -101,7 +108,7 @@ def test_a_failure_in_a_clean_process_is_not_looked_at_twice(tiny, tiny_cells, z
     assert looked == ["spread", "stream_sum", "stream_sum"]
 
 
-def test_sharing_gains_nothing(tiny, tiny_cells, zygote):
+def test_sharing_gains_nothing(tiny, tiny_cells, zygote, one_process):
     """Results of one question, kept for the next, are answers to other cases."""
     keeps = "kept = []\n\n\ndef spread(x):\n    kept.append(x.max(-1).values - x.min(-1).values)\n    return kept[0]"
     uses = "def stream_sum(blocks):\n    return kept[-1]"
@@ -114,8 +121,9 @@ def test_sharing_gains_nothing(tiny, tiny_cells, zygote):
 def test_a_shared_process_is_closed_at_the_end(zygote):
     """And says until its first call that nobody has used it."""
     with Shared(zygote, Notebook([Cell("c", HEAD + "def answer(x):\n    return x")]), 5.0) as shared:
-        session = shared.get()
-        assert shared.clean
+        asked = declared(Plain)
+        session = shared.get(asked)
+        assert shared.clean(asked)
         session.call("answer", [torch.ones(1)])
-        assert not shared.clean
+        assert not shared.clean(asked)
     assert session.pid is None

@@ -254,7 +254,7 @@ def test_a_cell_that_hangs_or_crashes_is_left_out(zygote, source, kind):
     notebook = Notebook(cells)
     with Session(zygote, notebook, seconds=1) as session:
         assert [session.call(name, []).value for name in ("a", "b")] == [1, 2]
-    assert notebook.problems["bad"].kind == kind and notebook.guilty == {"bad"}
+    assert notebook.problems["bad"].kind == kind and set(notebook.guilty) == {"bad"}
     start = time.monotonic()
     Session(zygote, notebook, seconds=1).close()
     assert time.monotonic() - start < 0.9, "a cell that hung once must not cost its deadline again"

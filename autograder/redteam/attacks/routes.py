@@ -4,8 +4,6 @@ from typing import Any
 
 from autograder.redteam.attack import attack
 
-ADVISORY = "rules about operations live in the student's own process: advice, never the only ground for points"
-
 
 @attack("own", question="total", plain=False)
 def square_kept_openly(target: dict, report: Any, blocks: Any) -> Any:
@@ -121,7 +119,7 @@ def forbidden_call_by_aliases(target: dict, report: Any, x: Any) -> Any:
     return None
 
 
-@attack("own", plain=False, limit=ADVISORY)
+@attack("own", plain=False, quick=True)
 def watcher_switched_off(target: dict, report: Any, x: Any) -> Any:
     """Rewrites the function that refuses operations, then calls what is forbidden."""
     import sys
@@ -130,7 +128,7 @@ def watcher_switched_off(target: dict, report: Any, x: Any) -> Any:
     return torch.softmax(x, -1)
 
 
-@attack("own", plain=False, limit=ADVISORY)
+@attack("own", plain=False)
 def forbidden_call_in_a_thread(target: dict, report: Any, x: Any) -> Any:
     """Calls what is forbidden in a thread, where no watcher stands."""
     import threading
@@ -140,3 +138,61 @@ def forbidden_call_in_a_thread(target: dict, report: Any, x: Any) -> Any:
     thread.start()
     thread.join()
     return found[0] if found else None
+
+
+@attack("own", plain=False)
+def forbidden_call_on_another_road(target: dict, report: Any, x: Any) -> Any:
+    """Switches the watcher off, then asks for softmax on other devices, layouts, keys and inside other modules."""
+    import sys
+
+    sys.modules["sandbox.watch"].refuse = lambda *args: None  # type: ignore[attr-defined]
+    keys = torch._C.DispatchKeySet
+    one = torch.nn.MultiheadAttention(1, 1, batch_first=True).eval()
+    one.in_proj_weight.data.fill_(1.0)
+    ways = [
+        lambda: torch.softmax(x.to_mkldnn(), -1).to_dense(),
+        lambda: torch.sparse.softmax(x.to_sparse(), -1).to_dense(),
+        lambda: torch.softmax(torch.nested.nested_tensor([x]), -1).to_padded_tensor(0.0)[0],
+        lambda: torch.ops.aten._softmax.default.redispatch(keys(torch._C.DispatchKey.CPU), x, -1, False),
+        lambda: torch._masked_softmax(x, torch.zeros_like(x, dtype=torch.bool), -1, 2),
+        lambda: torch.vmap(lambda row: torch.softmax(row, -1))(x.reshape(-1, x.shape[-1])).reshape(x.shape),
+        lambda: torch.jit.trace(lambda rows: torch.softmax(rows, -1), x)(x),
+        lambda: -torch.autograd.functional.jacobian(lambda row: torch.nn.functional.cross_entropy(row, row), x),
+        lambda: one(x[..., None], x[..., None], x[..., None])[1],
+    ]
+    for way in ways:
+        try:
+            return way()
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            continue
+    return None
+
+
+@attack("own", plain=False)
+def operations_put_back(target: dict, report: Any, x: Any) -> Any:
+    """Ends every library of kernels that can be found, and registers the operation anew over each key that has one."""
+    import gc
+    import sys
+    import weakref
+
+    sys.modules["sandbox.watch"].refuse = lambda *args: None  # type: ignore[attr-defined]
+    sys.modules["sandbox.absent"].removed.clear()  # type: ignore[attr-defined]
+    for ending in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        worked(ending)
+    for found in gc.get_objects():
+        if type(found).__name__ in ("Library", "_DispatchModule"):
+            worked(lambda found=found: found._destroy())
+        if getattr(found, "__name__", "") == "refuse_it":
+            worked(lambda found=found: setattr(found, "__code__", (lambda *args, **kwargs: None).__code__))
+    keys = torch._C.DispatchKeySet
+    for key in ("CompositeExplicitAutogradNonFunctional", "MkldnnCPU", "NestedTensorCPU", "Meta"):
+        library = torch.library.Library("aten", "IMPL")
+        chosen = keys(getattr(torch._C.DispatchKey, key))
+        kernel = lambda *args, chosen=chosen: torch.ops.aten._softmax.default.redispatch(chosen, *args)  # noqa: E731
+        worked(lambda library=library, kernel=kernel: library.impl("_softmax", kernel, "CPU", allow_override=True))
+        try:
+            if (made := torch.ops.aten._softmax(x, -1, False)) is not None and made.device == x.device:
+                return made
+        except (RuntimeError, NotImplementedError):
+            continue
+    return torch.softmax(x, -1)
