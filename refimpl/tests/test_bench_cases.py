@@ -146,6 +146,7 @@ def test_quantized_products_and_palettes_are_timed(monkeypatch):
     """Five ways to multiply with the bytes of their weights, and both forms of Lloyd."""
     for name, value in {"TOKENS": 32, "FEATURES": 64, "OUT": 64, "MATRIX": (16, 32)}.items():
         monkeypatch.setattr(quantization, name, value)
+    monkeypatch.setattr(quantization, "LIBRARIES", {})
     rows = {row["case"]: row for row in quantization.run(runs=1)}
     assert list(rows) == ["float32", "int8 product", "int8 layer", "int8 layer, outliers", "NF4 layer", "palette"]
     assert rows["float32"]["speed_over_peer"] == 1 and rows["float32"]["flops"] == 2 * 32 * 64 * 64
@@ -153,6 +154,31 @@ def test_quantized_products_and_palettes_are_timed(monkeypatch):
     assert rows["palette"]["seconds"] > 0 and rows["palette"]["bytes"] == 4 * 16 * 32
     monkeypatch.setattr(quantization, "Path", lambda name: types.SimpleNamespace(exists=lambda: False))
     assert quantization.has_integer_units() is False  # no /proc/cpuinfo: nothing is claimed
+
+
+def test_libraries_stand_beside_ours_where_they_are_installed(monkeypatch):
+    """A row for each of their cases; of one that is missing, how to get it. No bound rests on either."""
+    pairs = {"int8 product": (lambda: None, lambda: torch.ones(64, 64) @ torch.ones(64, 64))}
+    both = {"torch": lambda x, w: pairs, "no_such_library": lambda x, w: {}}
+    monkeypatch.setattr(quantization, "LIBRARIES", both)
+    timed, missing = quantization.libraries(runs=1)
+    assert (timed["case"], timed["peer"]) == ("int8 product", "torch") and timed["speed_over_peer"] > 1
+    assert "pip install '.[peers]'" in missing["unavailable"]
+    assert quantization.problems([timed, missing]) == []
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", quantization.LIBRARIES)
+def test_a_library_computes_what_we_compute(name, monkeypatch):
+    """Exactly where integers are multiplied; elsewhere within the rounding of eight bits, or of four."""
+    pytest.importorskip(name)
+    x, w = quantization.inputs()
+    with torch.no_grad():
+        for case, (ours, theirs) in quantization.LIBRARIES[name](x, w).items():
+            mine, other = ours(), theirs()
+            if isinstance(mine, torch.Tensor) and isinstance(other, torch.Tensor):
+                tolerance = 0 if case == "int8 product" else 0.02 * float(mine.abs().max())
+                torch.testing.assert_close(mine.float(), other.float().view_as(mine), rtol=0, atol=tolerance)
 
 
 def test_plain_lloyd_sorts_numbers_to_colours():

@@ -153,7 +153,8 @@ def test_ranks_that_never_start_are_a_timeout(folder, alive, monkeypatch):
 
 
 CALLER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started deaf to it
 from refimpl.parallel import launch
 def linger():
     import subprocess, sys, time
