@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import embedding, pad
 
-from refimpl.quantization.uniform import pack, unpack
+from refimpl.quantization.uniform import pack
 from refimpl.shapes import Float, Integer, Tensor
 
 __all__ = ["ENDS", "NF4", "PRINTED_ENDS", "NF4Tensor", "dynamic_map", "normal_float", "quantize_nf4"]
@@ -81,9 +81,10 @@ class NF4Tensor:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*shape"]:
         """codebook[code] * max of its block, computed in float32."""
         n = math.prod(self.shape)
-        codes = unpack(self.packed, 4, n).int()
-        values = torch.tensor(self.codebook, device=codes.device)[codes]
-        blocks = pad(values, (0, -n % self.block)).view(-1, self.block) * self.maxima()[:, None]
+        values = torch.tensor(self.codebook, device=self.packed.device)
+        pairs = torch.cartesian_prod(values, values)  # what each of the 256 bytes stands for
+        flat = embedding(self.packed.int(), pairs).flatten()[:n]
+        blocks = pad(flat, (0, -n % self.block)).view(-1, self.block) * self.maxima()[:, None]
         return blocks.flatten()[:n].view(self.shape).to(dtype)
 
     @property
