@@ -52,6 +52,15 @@ class Result:
         return not self.faults
 
 
+# Digits that the judge made up or measured: by chance they could be those of a hidden number.
+OF_THE_JUDGE = ("submission_sha256", "bank_version", "judge_version", "draw", "created", "seconds")
+
+
+def untimed(report: dict[str, Any]) -> dict[str, Any]:
+    """A question's public report without the judge's clock in it."""
+    return {**report, "cases": [{**case, "milliseconds": 0.0} for case in report["cases"]]}
+
+
 class Arena:
     """Judges attacks in one tier, one after another, in a folder that `build` made."""
 
@@ -182,10 +191,13 @@ class Arena:
         yield from (f"its process sent a secret ({text[:12]}…)" for text in secret if text in tap.everything)
         if verdict is None:
             return
-        public = {**asdict(verdict), "staff_notes": []}
-        pages = [feedback.as_html(rebuild(question), reveal=False) for question in verdict.questions.values()]
-        shown = "\n".join([json.dumps(public, ensure_ascii=False), *pages])
+        told = {**asdict(verdict), "staff_notes": []}
+        reports = {name: untimed(report) for name, report in verdict.questions.items()}
+        pages = [feedback.as_html(rebuild(report), reveal=False) for report in reports.values()]
+        shown = "\n".join([json.dumps(told, ensure_ascii=False), *pages])
         yield from (f"the student reads a secret ({text[:12]}…)" for text in secret if text in shown)
+        told |= {**dict.fromkeys(OF_THE_JUDGE), "questions": reports}
+        shown = "\n".join([json.dumps(told, ensure_ascii=False), *pages])
         shown = re.sub(r"(?<=\d),(?=\d)", "", shown)  # 216,293 is a number, too
         found = sorted(self.numbers & set(significant(shown)))
         if found:

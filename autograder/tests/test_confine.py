@@ -342,6 +342,21 @@ def test_the_environment_lowers_the_tier_and_never_raises_it(monkeypatch):
         machine_tier()
 
 
+@pytest.mark.parametrize(
+    ("ends", "tries", "says"),
+    [
+        ([(-9, ""), (137, ""), (0, '{"session": 0}')], 3, {"session": 0}),
+        ([(-9, "")] * 3, 3, {"error": "exit status -9"}),
+        ([(1, "")], 1, {"error": "exit status 1"}),
+    ],
+)
+def test_a_probe_that_was_killed_is_made_again(monkeypatch, ends, tries, says):
+    """It says nothing about the machine; one that ended by itself does."""
+    made = iter([subprocess.CompletedProcess([], status, said, "") for status, said in ends])
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: next(made))
+    assert probe.__wrapped__("T2") == says and len(list(made)) == len(ends) - tries
+
+
 def test_nodes_that_share_a_machine_do_not_clear_each_other_away(tier):
     """Containers whose process ids begin anew, with the same control groups and /tmp: each keeps its sessions."""
     if os.getuid() or subprocess.run(["unshare", "--pid", "--mount", "--fork", "true"], check=False).returncode:
