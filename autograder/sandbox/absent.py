@@ -6,7 +6,6 @@ nothing in Python refers to the originals or to what could bring them back. A pr
 nothing.
 """
 
-import contextlib
 import ctypes
 import warnings
 from collections.abc import Iterable
@@ -38,8 +37,7 @@ def remove_operations(names: Iterable[str]) -> None:
         for op in wanted:
             for key in KEYS:
                 if torch._C._dispatch_has_kernel_for_dispatch_key(op, key):
-                    with contextlib.suppress(RuntimeError):  # a key that this build does not know
-                        library.impl(op, key, refusal(op))
+                    library.impl(op, key, refusal(op))
     # Its end would bring the kernels back, so it lives on without a reference that could be found.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(library))
 
