@@ -17,6 +17,7 @@ GOOD = aot.Row("dkv D64", 90, "bf16", "64x128", 8, 2, 240, 0, 65536, 32, 24)
 
 @needs_triton
 @pytest.mark.slow
+@pytest.mark.e2e  # `make aot` runs the same on two versions of Triton
 def test_every_shipped_configuration_compiles_and_none_spills():
     """All head dimensions, bfloat16 and float32, sm_80 and sm_90: no spills, within shared memory, on tensor cores."""
     # As a notebook would have it: the interpreter is on around us, and the check turns it off for itself.
