@@ -169,7 +169,7 @@ def test_libraries_stand_beside_ours_where_they_are_installed(monkeypatch):
 
 @pytest.mark.peers
 @pytest.mark.parametrize("name", quantization.LIBRARIES)
-def test_a_library_computes_what_we_compute(name, monkeypatch):
+def test_a_library_computes_what_we_compute(name):
     """Exactly where integers are multiplied; elsewhere within the rounding of eight bits, or of four."""
     pytest.importorskip(name)
     x, w = quantization.inputs()
