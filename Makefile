@@ -19,6 +19,8 @@ PYTHON ?= $(firstword $(foreach python,python3.12 python3.11 python3,$(shell $(p
 # One thread for each test: several workers that each take every core only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(PY) -m pytest
+# Seconds after which a test hangs, where one may grade a whole class.
+PATIENT := -o faulthandler_timeout=1200
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -84,10 +86,10 @@ format: $(VENV)/.dev  ## let ruff rewrite what it can
 
 e2e: $(VENV)/.dev $(VENV)/.models  ## real servers, notebooks in real kernels, whole grading cycles, the siege
 	$(ONE_THREAD) $(PY) -m course notebooks --check --execute
-	$(PYTEST) -m e2e $(ARGS)
+	$(PYTEST) -m e2e $(PATIENT) $(ARGS)
 
 siege: $(VENV)/.dev  ## of make e2e the siege alone: every attack in every tier, classes graded under kill -9
-	$(PYTEST) -m siege $(ARGS)
+	$(PYTEST) -m siege $(PATIENT) $(ARGS)
 
 notebooks: $(VENV)/.dev $(VENV)/.models  ## rebuild stale notebooks, the audit, the syllabus and README's tables
 	$(PY) -m course notebooks --execute $(ARGS)
